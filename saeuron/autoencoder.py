@@ -1,0 +1,132 @@
+"""The sparse autoencoder: one hidden layer, few of its latents active on any token."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .errors import SaeuronError
+from .hookpoints import Hookpoint
+
+ACTIVATIONS = ("topk", "batch_topk")
+
+
+@dataclass(frozen=True)
+class Code:
+    """The active latents of tokens: ``values`` and ``latents``, both ``[..., k]``; unused places hold value 0."""
+
+    values: torch.Tensor
+    latents: torch.Tensor
+
+
+class SparseAutoencoder(nn.Module):
+    """``f = act(relu(W_enc (x − b_dec) + b_enc))`` and ``x̂ = f W_dec + b_dec`` (SAeUron §3.1).
+
+    ``W_enc`` and ``W_dec`` are ``[n_latents, d_in]``, ``b_enc`` is ``[n_latents]``, ``b_dec`` is ``[d_in]``. The
+    activation keeps, of each token, the ``k`` largest latents (``topk``), or every latent over one threshold learnt in
+    training (``batch_topk``, whose threshold stands for the batch-wide top k·B). A ``batch_topk`` without a threshold,
+    as SAeUron publishes them, runs as ``topk``.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        n_latents: int,
+        k: int,
+        activation: str = "topk",
+        threshold: float | None = None,
+        hookpoint: Hookpoint | None = None,
+        base_model: str = "",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise SaeuronError(f"activation {activation!r} is unknown; it is one of {', '.join(ACTIVATIONS)}")
+        if not 0 < k <= n_latents:
+            raise SaeuronError(f"k is {k} and has to lie between 1 and the number of latents, {n_latents}")
+        self.d_in, self.n_latents, self.k = d_in, n_latents, k
+        self.activation, self.threshold = activation, threshold
+        self.hookpoint, self.base_model = hookpoint, base_model
+        self.config: dict = {}
+        self._fingerprint: str | None = None
+        self.W_enc = nn.Parameter(torch.zeros(n_latents, d_in))
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.W_dec = nn.Parameter(torch.zeros(n_latents, d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def uses_threshold(self) -> bool:
+        return self.activation == "batch_topk" and self.threshold is not None
+
+    def check_width(self, tokens: torch.Tensor) -> None:
+        if tokens.shape[-1] != self.d_in:
+            raise SaeuronError(
+                f"this SAE reads tokens of width {self.d_in} and the hookpoint gives {tokens.shape[-1]}: "
+                "it belongs to another model or another block"
+            )
+
+    def pre_activations(self, tokens: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
+        """``W_enc (x − b_dec) + b_enc`` for all latents, or for those in ``latents`` ``[m]`` only: ``[..., n or m]``."""
+        self.check_width(tokens)
+        weight, bias = (self.W_enc, self.b_enc) if latents is None else (self.W_enc[latents], self.b_enc[latents])
+        bias = bias - weight @ self.b_dec
+        return nn.functional.linear(tokens.to(weight.dtype), weight, bias)
+
+    def encode_sparse(self, tokens: torch.Tensor, per_token: bool = False) -> Code:
+        """The active latents of ``tokens`` ``[..., d_in]``. ``per_token`` forces top-k where there is a threshold."""
+        pre = self.pre_activations(tokens).relu()
+        if not self.uses_threshold or per_token:
+            return Code(*pre.topk(self.k, dim=-1, sorted=False))
+        kept = torch.where(pre > self.threshold, pre, 0)
+        width = max(int((kept > 0).sum(-1).max()), 1)
+        return Code(*kept.topk(width, dim=-1, sorted=False))
+
+    def encode(self, tokens: torch.Tensor, per_token: bool = False) -> torch.Tensor:
+        """Dense latents ``[..., n_latents]`` of ``tokens`` ``[..., d_in]``."""
+        pre = self.pre_activations(tokens).relu()
+        if self.uses_threshold and not per_token:
+            return torch.where(pre > self.threshold, pre, 0)
+        values, latents = pre.topk(self.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter_(-1, latents, values)
+
+    def encode_at(self, tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+        """Activations ``[T, m]`` of a few ``latents`` ``[m]`` on ``tokens`` ``[T, d_in]``, at O(T·m·d_in).
+
+        Exact wherever an activation exceeds ``floor`` ``[m]``; elsewhere it may be given as it would be without
+        competition from other latents. Only tokens where one exceeds it pay for the whole encoder, since only there
+        the top-k competition decides anything.
+        """
+        values = self.pre_activations(tokens, latents).relu()
+        if self.uses_threshold:
+            return torch.where(values > self.threshold, values, 0)
+        rows = (values > floor).any(-1).nonzero().squeeze(-1)
+        if len(rows):
+            contested = self.pre_activations(tokens[rows]).relu()
+            weakest = contested.topk(self.k, dim=-1).values[:, -1:]
+            own = contested[:, latents]
+            values = values.index_copy(0, rows, torch.where(own >= weakest, own, 0))
+        return values
+
+    def decode(self, code: torch.Tensor) -> torch.Tensor:
+        """Tokens ``[..., d_in]`` from dense latents ``[..., n_latents]``."""
+        return code @ self.W_dec + self.b_dec
+
+    def decode_sparse(self, code: Code) -> torch.Tensor:
+        """Tokens ``[..., d_in]`` from active latents only: a weighted sum of k rows of ``W_dec``."""
+        flat = nn.functional.embedding_bag(
+            code.latents.flatten(0, -2), self.W_dec, per_sample_weights=code.values.flatten(0, -2), mode="sum"
+        )
+        return flat.view(*code.latents.shape[:-1], self.d_in) + self.b_dec
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.decode_sparse(self.encode_sparse(tokens))
+
+    @property
+    def fingerprint(self) -> str:
+        """What tables name this SAE by: 16 hexadecimal digits of the SHA-256 of its four tensors as first asked for."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for tensor in (self.W_enc, self.b_enc, self.W_dec, self.b_dec):
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint

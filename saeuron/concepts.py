@@ -1,0 +1,147 @@
+"""The concept table: what every latent does, on average, when a concept is asked for."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .errors import SaeuronError, nearest
+from .files import read_tensors, write_tensors
+from .selection import Selection
+
+FORMAT, VERSION = "saeuron-concept-table", 1
+
+
+class ConceptTable:
+    """Streaming means ``μ(i, t, D_c)`` of latent activations, per concept and timestep (SAeUron §3.2).
+
+    Memory is concepts × timesteps × latents and never grows with the number of prompts. Concepts come in ``kinds``
+    (``object``, ``style``); a concept is scored against the others of its kind.
+    """
+
+    def __init__(
+        self, concepts: dict[str, str], timesteps: Sequence[int], n_latents: int, fingerprint: str, hookpoint: str = ""
+    ) -> None:
+        """``concepts`` maps name → kind; ``fingerprint`` is the SAE's, without which latent numbers mean nothing."""
+        self.concepts = dict(concepts)
+        self.timesteps = torch.tensor(list(timesteps), dtype=torch.long)
+        self.n_latents, self.fingerprint, self.hookpoint = n_latents, fingerprint, hookpoint
+        self.sums = torch.zeros(len(self.concepts), len(self.timesteps), n_latents)
+        self.counts = torch.zeros(len(self.concepts), len(self.timesteps))
+        self._rows = {name: row for row, name in enumerate(self.concepts)}
+        self._columns = {int(t): column for column, t in enumerate(self.timesteps)}
+
+    def row(self, concept: str) -> int:
+        if concept not in self._rows:
+            raise SaeuronError(f"concept {concept!r} is not in the table; the nearest are {nearest(concept, self._rows)}")
+        return self._rows[concept]
+
+    def add(self, concepts: Sequence[Sequence[str]], timestep: int, means: torch.Tensor) -> None:
+        """Add images: ``means`` ``[B, n_latents]`` over each image's tokens, ``concepts[b]`` the names it shows."""
+        column = self._columns.get(int(timestep))
+        if column is None:
+            raise SaeuronError(f"timestep {timestep} is not one of the table's {len(self.timesteps)}")
+        pairs = [(self.row(name), image) for image, names in enumerate(concepts) for name in names]
+        rows = torch.tensor([row for row, _ in pairs])
+        images = torch.tensor([image for _, image in pairs], device=means.device)
+        self.sums[:, column].index_add_(0, rows, means.index_select(0, images).to(self.sums))
+        self.counts[:, column].index_add_(0, rows, torch.ones(len(pairs)))
+
+    def check_belongs(self, fingerprint: str) -> None:
+        """Raise SaeuronError unless this table was made with the SAE of this fingerprint."""
+        if self.fingerprint != fingerprint:
+            raise SaeuronError(
+                f"the concept table was made with the SAE {self.fingerprint} and this SAE is {fingerprint}: "
+                "use the SAE the table came with, or run `score` for this one"
+            )
+
+    def _kin(self, concept: str) -> torch.Tensor:
+        kind = self.concepts[concept]
+        return torch.tensor([row for name, row in self._rows.items() if self.concepts[name] == kind])
+
+    def means(self, concept: str) -> torch.Tensor:
+        """``μ(i, t, D_c)``, ``[timesteps, n_latents]``."""
+        row = self.row(concept)
+        if not (self.counts[row] > 0).all():
+            raise SaeuronError(f"concept {concept!r} has no images at some timesteps; run `score` with prompts that show it")
+        return self.sums[row] / self.counts[row, :, None]
+
+    def average(self, concept: str) -> torch.Tensor:
+        """``μ̄(i, t)``: the mean over every concept of the same kind, ``[timesteps, n_latents]``."""
+        self.row(concept)
+        kin = self._kin(concept)
+        return (self.sums[kin] / self.counts[kin, :, None].clamp(min=1)).mean(0)
+
+    def scores(self, concept: str) -> torch.Tensor:
+        """SAeUron eq. 7: ``μ(i,t,D_c)/Σ_j μ(j,t,D_c) − μ(i,t,D_¬c)/Σ_j μ(j,t,D_¬c)``, ``[timesteps, n_latents]``."""
+        own = self.means(concept)
+        kin = self._kin(concept)
+        others = kin[kin != self.row(concept)]
+        if len(others) == 0:
+            raise SaeuronError(f"{concept!r} is the only {self.concepts[concept]} in the table: a score needs another")
+        rest = self.sums[others].sum(0) / self.counts[others].sum(0)[:, None].clamp(min=1)
+        tiny = torch.finfo(own.dtype).tiny
+        return own / own.sum(-1, keepdim=True).clamp(min=tiny) - rest / rest.sum(-1, keepdim=True).clamp(min=tiny)
+
+    def select(self, concept: str, count: int, strength: float = -1.0, per_timestep: bool = True) -> Selection:
+        """The ``count`` latents of highest score, at each timestep or once for all by the mean score.
+
+        ``strength`` is SAeUron's γ, negative to push the concept away. Raises SaeuronError where ``count`` is not
+        between 0 and the number of latents.
+        """
+        if not 0 <= count <= self.n_latents:
+            raise SaeuronError(f"the number of latents is {count} and has to lie between 0 and {self.n_latents}")
+        scores = self.scores(concept)
+        if per_timestep:
+            latents = scores.topk(count, dim=-1).indices
+        else:
+            latents = scores.mean(0).topk(count).indices.expand(len(self.timesteps), count).clone()
+        return Selection(
+            timesteps=self.timesteps,
+            latents=latents,
+            means=self.means(concept).gather(1, latents),
+            thresholds=self.average(concept).gather(1, latents),
+            strengths=torch.full(latents.shape, float(strength)),
+            concepts=(concept,),
+            fingerprint=self.fingerprint,
+        )
+
+    def merge(self, other: "ConceptTable") -> None:
+        """Add what another process gathered for the same concepts, timesteps and SAE."""
+        if other.concepts != self.concepts or not torch.equal(other.timesteps, self.timesteps):
+            raise SaeuronError("tables merge only when their concepts and timesteps are the same")
+        other.check_belongs(self.fingerprint)
+        self.sums += other.sums
+        self.counts += other.counts
+
+    def save(self, path: str | Path) -> None:
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "concepts": self.concepts,
+            "fingerprint": self.fingerprint,
+            "hookpoint": self.hookpoint,
+        }
+        tensors = {"sums": self.sums, "counts": self.counts, "timesteps": self.timesteps}
+        write_tensors(Path(path), tensors, {"saeuron": json.dumps(description)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ConceptTable":
+        """Load a table; raises SaeuronError naming the file where it is missing, broken or something else."""
+        tensors, metadata = read_tensors(Path(path))
+        try:
+            description = json.loads(metadata["saeuron"])
+            if description["format"] != FORMAT or description["version"] != VERSION:
+                raise KeyError(description["format"])
+            table = cls(
+                description["concepts"],
+                tensors["timesteps"].tolist(),
+                tensors["sums"].shape[-1],
+                description["fingerprint"],
+                description["hookpoint"],
+            )
+            table.sums, table.counts = tensors["sums"], tensors["counts"]
+        except (KeyError, json.JSONDecodeError) as error:
+            raise SaeuronError(f"{path} is not a concept table of this program (format {FORMAT} {VERSION}): {error}") from None
+        return table

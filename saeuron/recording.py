@@ -1,0 +1,155 @@
+"""Recordings: activations on disk, as a folder of shuffled shards with one manifest.
+
+A shard is a safetensors file of ``activations`` ``[N, d_in]`` (float16), ``prompt`` (uint32), ``timestep`` and
+``position`` (uint16), its rows already shuffled. ``manifest.json`` says what was recorded and lists the finished shards;
+``prompts.json`` holds the prompts and their labels. A shard that the manifest does not list is not part of the recording.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import SaeuronError
+from .files import read_json, read_tensors, write_json, write_tensors
+from .hookpoints import Hookpoint
+
+FORMAT, VERSION = "saeuron-recording", 1
+COLUMNS = {"prompt": torch.uint32, "timestep": torch.uint16, "position": torch.uint16}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of a recording: ``activations`` ``[N, d_in]``; ``prompt``, ``timestep`` and ``position`` are ``[N]`` int64."""
+
+    activations: torch.Tensor
+    prompt: torch.Tensor
+    timestep: torch.Tensor
+    position: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def pick(self, rows: torch.Tensor | slice) -> "Tokens":
+        return Tokens(self.activations[rows], self.prompt[rows], self.timestep[rows], self.position[rows])
+
+    @staticmethod
+    def cat(parts: list["Tokens"]) -> "Tokens":
+        fields = ("activations", "prompt", "timestep", "position")
+        return Tokens(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+
+def bytes_per_token(d_in: int) -> int:
+    return 2 * d_in + 4 + 2 + 2
+
+
+class RecordingWriter:
+    """Writes shards in any order and can be started again on a folder it was interrupted in.
+
+    ``settings`` are what made the activations; a folder begun with other settings is refused, never mixed.
+    """
+
+    def __init__(self, folder: str | Path, hookpoint: Hookpoint, d_in: int, prompts: list[dict], settings: dict) -> None:
+        self.folder = Path(folder)
+        self.manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "hookpoint": hookpoint.name,
+            "site": hookpoint.site,
+            "d_in": d_in,
+            "dtype": "float16",
+            "settings": settings,
+            "settings_hash": _hash([settings, prompts, hookpoint.name, hookpoint.site, d_in]),
+            "complete": False,
+            "shards": {},
+        }
+        path = self.folder / "manifest.json"
+        if path.exists():
+            before = read_json(path)
+            if before.get("settings_hash") != self.manifest["settings_hash"]:
+                raise SaeuronError(f"{self.folder} holds a recording made with other settings; choose another folder")
+            self.manifest = before
+        else:
+            write_json(self.folder / "prompts.json", {"prompts": prompts})
+            write_json(path, self.manifest)
+
+    def has(self, shard: int) -> bool:
+        return _shard_name(shard) in self.manifest["shards"]
+
+    def write(self, shard: int, tokens: Tokens, seed: int) -> None:
+        """Shuffle the rows by ``seed``, write them as shard number ``shard`` and enter it in the manifest."""
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
+        tensors = {"activations": tokens.activations[order].half()}
+        tensors |= {name: getattr(tokens, name)[order].to(dtype) for name, dtype in COLUMNS.items()}
+        write_tensors(self.folder / _shard_name(shard), tensors)
+        self.manifest["shards"][_shard_name(shard)] = len(tokens)
+        self.manifest["shards"] = dict(sorted(self.manifest["shards"].items()))
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def finish(self) -> None:
+        self.manifest["complete"] = True
+        write_json(self.folder / "manifest.json", self.manifest)
+
+
+class Recording:
+    """A recording opened for reading. Raises SaeuronError where it is missing, broken, unfinished or empty."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "manifest.json").exists():
+            inside = sorted(path.parent.name for path in self.folder.glob("*/manifest.json"))
+            hint = f"; it holds the recordings {', '.join(inside)}" if inside else ""
+            raise SaeuronError(f"{self.folder} is not a recording: it has no manifest.json{hint}")
+        manifest = read_json(self.folder / "manifest.json")
+        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+            raise SaeuronError(f"{self.folder / 'manifest.json'} is not of format {FORMAT} {VERSION}")
+        self.shards: dict[str, int] = manifest["shards"]
+        self.complete: bool = manifest["complete"]
+        if not self.shards:
+            raise SaeuronError(f"{self.folder} has no finished shard; run `record` on it again to continue")
+        missing = [name for name in self.shards if not (self.folder / name).exists()]
+        if missing:
+            raise SaeuronError(f"{self.folder} lacks {', '.join(missing[:3])}, which its manifest lists")
+        self.hookpoint = Hookpoint(manifest["hookpoint"], manifest["site"])
+        self.d_in: int = manifest["d_in"]
+        self.settings: dict = manifest["settings"]
+        self.settings_hash: str = manifest["settings_hash"]
+
+    @property
+    def prompts(self) -> list[dict]:
+        return read_json(self.folder / "prompts.json")["prompts"]
+
+    def __len__(self) -> int:
+        return sum(self.shards.values())
+
+    def read(self, shard: str) -> Tokens:
+        tensors, _ = read_tensors(self.folder / shard)
+        return Tokens(tensors["activations"], *(tensors[name].long() for name in COLUMNS))
+
+    def batches(self, size: int, seed: int, epoch: int, interleave: int = 4) -> Iterator[Tokens]:
+        """One pass over the recording in batches of ``size``, mixed from ``interleave`` shards at a time.
+
+        The order depends on ``seed`` and ``epoch`` only. Rows that do not fill a last batch are left for other epochs.
+        """
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        names = list(self.shards)
+        names = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+        rest: list[Tokens] = []
+        for start in range(0, len(names), interleave):
+            pool = Tokens.cat(rest + [self.read(name) for name in names[start : start + interleave]])
+            order = torch.randperm(len(pool), generator=generator)
+            whole = len(pool) // size * size
+            for at in range(0, whole, size):
+                yield pool.pick(order[at : at + size])
+            rest = [pool.pick(order[whole:])]
+
+
+def _shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.safetensors"
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
