@@ -48,6 +48,7 @@ class SparseAutoencoder(nn.Module):
         self.activation, self.threshold = activation, threshold
         self.hookpoint, self.base_model = hookpoint, base_model
         self.config: dict = {}
+        self.metrics: dict = {}
         self._fingerprint: str | None = None
         self.W_enc = nn.Parameter(torch.zeros(n_latents, d_in))
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
@@ -66,7 +67,7 @@ class SparseAutoencoder(nn.Module):
             )
 
     def pre_activations(self, tokens: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
-        """``W_enc (x − b_dec) + b_enc`` for all latents, or for those in ``latents`` ``[m]`` only: ``[..., n or m]``."""
+        """``W_enc (x − b_dec) + b_enc`` ``[..., n_latents]``, or ``[..., m]`` for only those in ``latents`` ``[m]``."""
         self.check_width(tokens)
         weight, bias = (self.W_enc, self.b_enc) if latents is None else (self.W_enc[latents], self.b_enc[latents])
         bias = bias - weight @ self.b_dec

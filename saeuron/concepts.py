@@ -34,7 +34,9 @@ class ConceptTable:
 
     def row(self, concept: str) -> int:
         if concept not in self._rows:
-            raise SaeuronError(f"concept {concept!r} is not in the table; the nearest are {nearest(concept, self._rows)}")
+            raise SaeuronError(
+                f"concept {concept!r} is not in the table; the nearest are {nearest(concept, self._rows)}"
+            )
         return self._rows[concept]
 
     def add(self, concepts: Sequence[Sequence[str]], timestep: int, means: torch.Tensor) -> None:
@@ -43,8 +45,8 @@ class ConceptTable:
         if column is None:
             raise SaeuronError(f"timestep {timestep} is not one of the table's {len(self.timesteps)}")
         pairs = [(self.row(name), image) for image, names in enumerate(concepts) for name in names]
-        rows = torch.tensor([row for row, _ in pairs])
-        images = torch.tensor([image for _, image in pairs], device=means.device)
+        rows = torch.tensor([row for row, _ in pairs], dtype=torch.long)
+        images = torch.tensor([image for _, image in pairs], dtype=torch.long, device=means.device)
         self.sums[:, column].index_add_(0, rows, means.index_select(0, images).to(self.sums))
         self.counts[:, column].index_add_(0, rows, torch.ones(len(pairs)))
 
@@ -64,14 +66,17 @@ class ConceptTable:
         """``μ(i, t, D_c)``, ``[timesteps, n_latents]``."""
         row = self.row(concept)
         if not (self.counts[row] > 0).all():
-            raise SaeuronError(f"concept {concept!r} has no images at some timesteps; run `score` with prompts that show it")
+            raise SaeuronError(
+                f"concept {concept!r} has no images at some timesteps; run `score` with prompts that show it"
+            )
         return self.sums[row] / self.counts[row, :, None]
 
     def average(self, concept: str) -> torch.Tensor:
-        """``μ̄(i, t)``: the mean over every concept of the same kind, ``[timesteps, n_latents]``."""
+        """``μ̄(i, t)``: the mean over every concept of the same kind that has images, ``[timesteps, n_latents]``."""
         self.row(concept)
         kin = self._kin(concept)
-        return (self.sums[kin] / self.counts[kin, :, None].clamp(min=1)).mean(0)
+        seen = (self.counts[kin] > 0).sum(0)[:, None].clamp(min=1)
+        return (self.sums[kin] / self.counts[kin, :, None].clamp(min=1)).sum(0) / seen
 
     def scores(self, concept: str) -> torch.Tensor:
         """SAeUron eq. 7: ``μ(i,t,D_c)/Σ_j μ(j,t,D_c) − μ(i,t,D_¬c)/Σ_j μ(j,t,D_¬c)``, ``[timesteps, n_latents]``."""
@@ -109,8 +114,10 @@ class ConceptTable:
 
     def merge(self, other: "ConceptTable") -> None:
         """Add what another process gathered for the same concepts, timesteps and SAE."""
-        if other.concepts != self.concepts or not torch.equal(other.timesteps, self.timesteps):
-            raise SaeuronError("tables merge only when their concepts and timesteps are the same")
+        # As lists: rows follow the order of the concepts, which dictionaries leave out when they compare.
+        same = list(other.concepts.items()) == list(self.concepts.items())
+        if not same or not torch.equal(other.timesteps, self.timesteps):
+            raise SaeuronError("tables merge only when their concepts and timesteps are the same, in the same order")
         other.check_belongs(self.fingerprint)
         self.sums += other.sums
         self.counts += other.counts
@@ -132,8 +139,8 @@ class ConceptTable:
         tensors, metadata = read_tensors(Path(path))
         try:
             description = json.loads(metadata["saeuron"])
-            if description["format"] != FORMAT or description["version"] != VERSION:
-                raise KeyError(description["format"])
+            if (description["format"], description["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"it is {description['format']} {description['version']}")
             table = cls(
                 description["concepts"],
                 tensors["timesteps"].tolist(),
@@ -141,7 +148,11 @@ class ConceptTable:
                 description["fingerprint"],
                 description["hookpoint"],
             )
+            if tensors["sums"].shape != table.sums.shape or tensors["counts"].shape != table.counts.shape:
+                raise ValueError("its tensors do not have the shape its description gives")
             table.sums, table.counts = tensors["sums"], tensors["counts"]
-        except (KeyError, json.JSONDecodeError) as error:
-            raise SaeuronError(f"{path} is not a concept table of this program (format {FORMAT} {VERSION}): {error}") from None
+        except KeyError as error:
+            raise SaeuronError(f"{path} is not a concept table: it lacks {error}") from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise SaeuronError(f"{path} is not a concept table of format {FORMAT} {VERSION}: {error}") from None
         return table

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written to a temporary name, synced, renamed."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -25,14 +26,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise SaeuronError(f"{path} could not be written: {reason}; free some space or choose another folder") from error
+        raise SaeuronError(
+            f"{path} could not be written: {reason}; free some space or choose another folder"
+        ) from error
     finally:
-        try:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,9 @@ class Hookpoint:
         """The module of this name in ``root`` (the part after ``unet.``); raises SaeuronError with near names."""
         known = names(root)
         if self.name not in known:
-            raise SaeuronError(f"hookpoint {self.name!r} is not in this model; the nearest are {nearest(self.name, known)}")
+            raise SaeuronError(
+                f"hookpoint {self.name!r} is not in this model; the nearest are {nearest(self.name, known)}"
+            )
         return root.get_submodule(self.name.split(".", 1)[1])
 
 

@@ -1,8 +1,9 @@
 """Recordings: activations on disk, as a folder of shuffled shards with one manifest.
 
 A shard is a safetensors file of ``activations`` ``[N, d_in]`` (float16), ``prompt`` (uint32), ``timestep`` and
-``position`` (uint16), its rows already shuffled. ``manifest.json`` says what was recorded and lists the finished shards;
-``prompts.json`` holds the prompts and their labels. A shard that the manifest does not list is not part of the recording.
+``position`` (uint16), its rows already shuffled. ``manifest.json`` says what was recorded and lists the finished
+shards; ``prompts.json`` holds the prompts and their labels. A shard that the manifest does not list is not part of the
+recording.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ COLUMNS = {"prompt": torch.uint32, "timestep": torch.uint16, "position": torch.u
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rows of a recording: ``activations`` ``[N, d_in]``; ``prompt``, ``timestep`` and ``position`` are ``[N]`` int64."""
+    """Rows of a recording: ``activations`` ``[N, d_in]``; ``prompt``, ``timestep``, ``position`` ``[N]`` int64."""
 
     activations: torch.Tensor
     prompt: torch.Tensor
@@ -52,7 +53,9 @@ class RecordingWriter:
     ``settings`` are what made the activations; a folder begun with other settings is refused, never mixed.
     """
 
-    def __init__(self, folder: str | Path, hookpoint: Hookpoint, d_in: int, prompts: list[dict], settings: dict) -> None:
+    def __init__(
+        self, folder: str | Path, hookpoint: Hookpoint, d_in: int, prompts: list[dict], settings: dict
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = {
             "format": FORMAT,
@@ -95,7 +98,7 @@ class RecordingWriter:
 
 
 class Recording:
-    """A recording opened for reading. Raises SaeuronError where it is missing, broken, unfinished or empty."""
+    """A recording opened for reading, ``complete`` or only begun; SaeuronError where it is missing, broken or empty."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -106,6 +109,9 @@ class Recording:
         manifest = read_json(self.folder / "manifest.json")
         if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
             raise SaeuronError(f"{self.folder / 'manifest.json'} is not of format {FORMAT} {VERSION}")
+        lacking = {"shards", "complete", "hookpoint", "site", "d_in", "settings", "settings_hash"} - set(manifest)
+        if lacking:
+            raise SaeuronError(f"{self.folder / 'manifest.json'} lacks {', '.join(sorted(lacking))}")
         self.shards: dict[str, int] = manifest["shards"]
         self.complete: bool = manifest["complete"]
         if not self.shards:
@@ -126,16 +132,25 @@ class Recording:
         return sum(self.shards.values())
 
     def read(self, shard: str) -> Tokens:
+        """The rows of one shard; raises SaeuronError where the file is not what the manifest says."""
         tensors, _ = read_tensors(self.folder / shard)
+        lacking = {"activations", *COLUMNS} - set(tensors)
+        if lacking or tensors["activations"].shape != (self.shards[shard], self.d_in):
+            raise SaeuronError(
+                f"{self.folder / shard} is not the shard its manifest lists; delete the folder and record again"
+            )
         return Tokens(tensors["activations"], *(tensors[name].long() for name in COLUMNS))
 
-    def batches(self, size: int, seed: int, epoch: int, interleave: int = 4) -> Iterator[Tokens]:
+    def batches(
+        self, size: int, seed: int, epoch: int, interleave: int = 4, shards: list[str] | None = None
+    ) -> Iterator[Tokens]:
         """One pass over the recording in batches of ``size``, mixed from ``interleave`` shards at a time.
 
-        The order depends on ``seed`` and ``epoch`` only. Rows that do not fill a last batch are left for other epochs.
+        ``shards`` names those to read, None all of them. The order depends on ``seed`` and
+        ``epoch`` only. Rows that do not fill a last batch are left for other epochs.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        names = list(self.shards)
+        names = list(self.shards) if shards is None else shards
         names = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
         rest: list[Tokens] = []
         for start in range(0, len(names), interleave):

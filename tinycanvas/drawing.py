@@ -125,9 +125,9 @@ def draw(objects: torch.Tensor, styles: torch.Tensor, generator: torch.Generator
     """
     n = len(objects)
     spread = torch.rand(5, n, generator=generator)
-    scale = SIZE / 2 * (0.58 + 0.22 * spread[0])
-    tilt = (spread[1] - 0.5) * math.radians(24)
-    slack = (SIZE / 2 - scale).clamp(min=0) * 0.6
+    scale = SIZE / 2 * (0.62 + 0.18 * spread[0])
+    tilt = (spread[1] - 0.5) * math.radians(20)
+    slack = (SIZE / 2 - scale).clamp(min=0) * 0.35
     cx = SIZE / 2 + (spread[2] * 2 - 1) * slack
     cy = SIZE / 2 + (spread[3] * 2 - 1) * slack
     pixels = torch.arange(SIZE) + 0.5

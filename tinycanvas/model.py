@@ -4,12 +4,12 @@ Text enters at 8 × 8 and 4 × 4 only: whatever the picture shows has passed ``u
 A lossless pixel-unshuffle stands in for the VAE: 32 × 32 × 3 pixels are 16 × 16 × 12 latents.
 """
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -78,3 +78,41 @@ def to_latents(images: torch.Tensor) -> torch.Tensor:
 
 def to_images(latents: torch.Tensor) -> torch.Tensor:
     return nn.functional.pixel_shuffle(latents, DOWNSCALE)
+
+
+class PixelVAE(ModelMixin, ConfigMixin):
+    """What a pipeline asks of a VAE, with the lossless pixel shuffle in its place."""
+
+    @register_to_config
+    def __init__(self, scaling_factor: float = 1.0, latent_channels: int = 12, sample_size: int = 32) -> None:
+        super().__init__()
+        self.register_to_config(block_out_channels=(1, 1), force_upcast=False)
+        self._anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # gives the module a dtype and a device
+
+    def decode(self, latents: torch.Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
+        images = to_images(latents)
+        return DecoderOutput(sample=images) if return_dict else (images,)
+
+
+def load_judge(folder: Path = WEIGHTS) -> Judge:
+    judge = Judge()
+    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "judge.safetensors").items()})
+    return judge.eval().requires_grad_(False)
+
+
+def load_pipeline(folder: Path = WEIGHTS) -> StableDiffusionPipeline:
+    """TinyCanvas as an ordinary Stable Diffusion pipeline: ``pipeline("An image of circle in neon style.")``."""
+    pipeline = StableDiffusionPipeline(
+        vae=PixelVAE(),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        tokenizer=load_tokenizer(folder),
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    for module in (pipeline.unet, pipeline.text_encoder):
+        module.eval().requires_grad_(False)
+    return pipeline

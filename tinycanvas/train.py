@@ -128,9 +128,7 @@ def train_text(folder: Path = WEIGHTS, steps: int = 600) -> None:
 
 
 def _tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
-    return tokenizer(
-        texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 @torch.no_grad()
@@ -177,7 +175,9 @@ def train_unet(
     print("parameters", sum(p.numel() for p in unet.parameters()))
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.05, cycle_momentum=False
+    )
     alphas = build_scheduler().alphas_cumprod
     judge = Judge()
     from safetensors.torch import load_file
@@ -205,7 +205,9 @@ def train_unet(
         context = contexts[pick]
         drop = torch.rand(batch, generator=generator) < 0.1
         context = torch.where(drop[:, None, None], empty, context)
+        # What a picture shows is decided while it is nearly all noise: half of the steps are taken from there.
         t = torch.randint(1000, (batch,), generator=generator)
+        t = torch.where(torch.rand(batch, generator=generator) < 0.5, t, 800 + t // 5)
         noise = torch.randn(x0.shape, generator=generator)
         a = alphas[t].sqrt()[:, None, None, None]
         b = (1 - alphas[t]).sqrt()[:, None, None, None]

@@ -29,11 +29,15 @@ def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAuto
     if not folder.is_dir():
         raise SaeuronError(f"{folder} is not a folder with cfg.json and sae.safetensors")
     config = read_json(folder / "cfg.json")
+    if config.get("format", FORMAT) != FORMAT:
+        raise SaeuronError(f"{folder / 'cfg.json'} describes a {config['format']}, not an SAE")
     if config.get("version", VERSION) != VERSION:
         raise SaeuronError(f"{folder / 'cfg.json'} has version {config['version']} and this program reads {VERSION}")
     for key in UNSUPPORTED:
         if config.get(key):
             raise SaeuronError(f"{folder / 'cfg.json'} sets {key}, which is not supported")
+    if config.get("activation", "topk") != "topk":  # sparsify's key; SAeUron has none
+        raise SaeuronError(f"{folder / 'cfg.json'} sets activation {config['activation']!r}, which is not supported")
     tensors, _ = read_tensors(folder / "sae.safetensors")
     missing = sorted(set(TENSORS) - set(tensors))
     if missing:
@@ -44,16 +48,18 @@ def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAuto
     except (KeyError, TypeError, ValueError) as error:
         raise SaeuronError(f"{folder / 'cfg.json'} has no usable value for {error}") from None
 
-    hookpoint = Hookpoint(config["hookpoint"], config.get("site", "output")) if config.get("hookpoint") else None
-    sae = SparseAutoencoder(
-        d_in,
-        n_latents,
-        k,
-        activation="batch_topk" if config.get("batch_topk") else "topk",
-        threshold=config.get("threshold"),
-        hookpoint=hookpoint,
-        base_model=config.get("base_model", ""),
-    )
+    try:
+        sae = SparseAutoencoder(
+            d_in,
+            n_latents,
+            k,
+            activation="batch_topk" if config.get("batch_topk") else "topk",
+            threshold=config.get("threshold"),
+            hookpoint=Hookpoint(config["hookpoint"], config.get("site", "output")) if config.get("hookpoint") else None,
+            base_model=config.get("base_model", ""),
+        )
+    except SaeuronError as error:
+        raise SaeuronError(f"{folder / 'cfg.json'} does not fit: {error}") from None
     for stored, own in TENSORS.items():
         tensor, expected = tensors[stored], getattr(sae, own).shape
         if tensor.shape != expected:
@@ -73,7 +79,9 @@ def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAuto
 def save_sae(sae: SparseAutoencoder, folder: str | Path, **notes: object) -> None:
     """Write ``sae`` to ``folder``; ``notes`` are further JSON values for ``cfg.json``, such as how it was trained."""
     folder = Path(folder)
-    config = sae.config if sae.config and not notes else _describe(sae) | notes
+    foreign = sae.config and "format" not in sae.config
+    told_more = notes or sae.hookpoint or sae.threshold is not None or sae.base_model
+    config = sae.config if foreign and not told_more else sae.config | _describe(sae) | notes
     write_tensors(folder / "sae.safetensors", {stored: getattr(sae, own) for stored, own in TENSORS.items()})
     write_text(folder / "cfg.json", json.dumps(config))
 
@@ -82,13 +90,13 @@ def _describe(sae: SparseAutoencoder) -> dict:
     sae._fingerprint = None
     described = {
         "expansion_factor": sae.n_latents // sae.d_in,
-        "normalize_decoder": True,
+        "normalize_decoder": sae.config.get("normalize_decoder", True),
         "num_latents": sae.n_latents,
         "k": sae.k,
         "batch_topk": sae.activation == "batch_topk",
         "sample_topk": False,
         "input_unit_norm": False,
-        "multi_topk": False,
+        "multi_topk": sae.config.get("multi_topk", False),
         "d_in": sae.d_in,
         "format": FORMAT,
         "version": VERSION,

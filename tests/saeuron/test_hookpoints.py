@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from saeuron import Hookpoint, SaeuronError
+from saeuron.hookpoints import names, to_maps, to_tokens
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """A UNet of Stable Diffusion's make, as small as it goes."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
+def test_every_transformer_block_has_a_name(unet):
+    assert names(unet) == [
+        "unet.down_blocks.0.attentions.0",
+        "unet.up_blocks.1.attentions.0",
+        "unet.up_blocks.1.attentions.1",
+        "unet.mid_block.attentions.0",
+    ]
+
+
+def test_a_hookpoint_finds_its_module(unet):
+    assert Hookpoint("unet.up_blocks.1.attentions.1").module(unet) is unet.up_blocks[1].attentions[1]
+
+
+@pytest.mark.parametrize("wrong", ["unet.up_blocks.1.attentions.2", "unet.up_blocks.1", "up_blocks.1.attentions.1"])
+def test_a_wrong_name_is_refused_with_the_nearest_valid_ones(unet, wrong):
+    with pytest.raises(SaeuronError) as refusal:
+        Hookpoint(wrong).module(unet)
+    assert wrong in str(refusal.value) and "unet.up_blocks.1.attentions.1" in str(refusal.value)
+
+
+def test_an_unknown_site_is_refused_with_the_valid_ones():
+    with pytest.raises(SaeuronError, match="'input' is unknown; it is one of output, residual"):
+        Hookpoint("unet.mid_block.attentions.0", "input")
+
+
+def test_maps_become_tokens_row_by_row_and_back(make_tokens):
+    maps = make_tokens(2, 5, 3, 4)
+    tokens = to_tokens(maps)
+    assert tokens.shape == (2, 12, 5)
+    assert torch.equal(tokens[1, 1 * 4 + 2], maps[1, :, 1, 2])
+    assert torch.equal(to_maps(tokens, maps), maps)
+    assert torch.equal(to_maps(tokens.contiguous(), maps), maps)

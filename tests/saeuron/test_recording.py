@@ -1,0 +1,214 @@
+import json
+
+import pytest
+import torch
+
+from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError
+from saeuron.recording import Tokens, bytes_per_token
+
+HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")
+PROMPTS = [{"prompt": "a cat", "object": "cat"}, {"prompt": "a dog", "object": "dog"}]
+SETTINGS = {"model": "tinycanvas", "steps": 5}
+
+
+def rows(shard, count=10):
+    """Tokens whose `position` numbers them through the whole recording, so that each row can be told apart."""
+    position = torch.arange(count) + shard * count
+    return Tokens(position[:, None].expand(count, 3) / 8, position % 2, 901 - position, position)
+
+
+def open_writer(folder, **options):
+    named = {"hookpoint": HOOKPOINT, "d_in": 3, "prompts": PROMPTS, "settings": SETTINGS} | options
+    return RecordingWriter(folder, **named)
+
+
+def record(folder, shards=range(5)):
+    writer = open_writer(folder)
+    for shard in shards:
+        if not writer.has(shard):
+            writer.write(shard, rows(shard), seed=shard)
+    writer.finish()
+    return folder
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def positions(batches):
+    return [batch.position.tolist() for batch in batches]
+
+
+def test_a_recording_comes_back_as_it_was_written(tmp_path):
+    recording = Recording(record(tmp_path))
+    assert (recording.hookpoint, recording.d_in, len(recording), recording.complete) == (HOOKPOINT, 3, 50, True)
+    assert recording.prompts == PROMPTS and recording.settings == SETTINGS
+    for shard, name in enumerate(recording.shards):
+        read, written = recording.read(name), rows(shard)
+        assert read.activations.dtype == torch.float16
+        assert read.position.tolist() != written.position.tolist(), "rows are shuffled"
+        read = read.pick(read.position.argsort())
+        for column in ("activations", "prompt", "timestep", "position"):
+            assert torch.equal(getattr(read, column).double(), getattr(written, column).double()), column
+
+
+def test_a_token_takes_the_bytes_it_is_said_to_take(tmp_path):
+    header = {}
+    for count in (10, 1010):
+        open_writer(tmp_path / str(count)).write(0, rows(0, count), seed=0)
+        header[count] = (tmp_path / str(count) / "shard-00000.safetensors").stat().st_size - count * bytes_per_token(3)
+    # The header says offsets in decimal, so it differs by a few digits and its padding.
+    assert 0 < header[1010] < 1000 and abs(header[1010] - header[10]) < 32
+
+
+def test_the_largest_values_of_every_column_survive(tmp_path):
+    extreme = Tokens(torch.full((1, 3), 65504.0), *(torch.tensor([n]) for n in (2**32 - 1, 2**16 - 1, 2**16 - 1)))
+    open_writer(tmp_path).write(0, extreme, seed=0)
+    read = Recording(tmp_path).read("shard-00000.safetensors")
+    assert (read.prompt.item(), read.timestep.item(), read.position.item()) == (2**32 - 1, 2**16 - 1, 2**16 - 1)
+    assert read.activations.float().max() == 65504
+
+
+@pytest.mark.parametrize("done", [0, 2, 5])
+def test_an_interrupted_recording_is_resumed_to_the_same_files(tmp_path, done):
+    record(tmp_path / "at once")
+    writer = open_writer(tmp_path / "resumed")
+    for shard in range(done):
+        writer.write(shard, rows(shard), seed=shard)
+    resumed = open_writer(tmp_path / "resumed")
+    assert [resumed.has(shard) for shard in range(5)] == [shard < done for shard in range(5)]
+    record(tmp_path / "resumed")
+    assert files(tmp_path / "resumed") == files(tmp_path / "at once")
+
+
+def test_the_order_in_which_shards_are_written_does_not_matter(tmp_path):
+    record(tmp_path / "a", [0, 1, 2]), record(tmp_path / "b", [2, 0, 1])
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_kill_between_shard_and_manifest_is_resumed_to_the_same_files(tmp_path, monkeypatch):
+    record(tmp_path / "at once", [0, 1])
+    writer = open_writer(tmp_path / "killed")
+    writer.write(0, rows(0), seed=0)
+    manifest = (tmp_path / "killed" / "manifest.json").read_bytes()
+    writer.write(1, rows(1), seed=1)
+    (tmp_path / "killed" / "manifest.json").write_bytes(manifest)
+    (tmp_path / "killed" / "shard-00001.safetensors.tmp").write_bytes(b"half")
+    assert len(Recording(tmp_path / "killed")) == 10
+    record(tmp_path / "killed", [0, 1])
+    assert files(tmp_path / "killed") == files(tmp_path / "at once")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"settings": SETTINGS | {"steps": 6}},
+        {"prompts": PROMPTS[:1]},
+        {"hookpoint": Hookpoint(HOOKPOINT.name, "residual")},
+        {"d_in": 4},
+    ],
+    ids=["settings", "prompts", "site", "width"],
+)
+def test_a_folder_begun_with_other_settings_is_refused_untouched(tmp_path, other):
+    before = files(record(tmp_path))
+    with pytest.raises(SaeuronError, match="other settings; choose another folder"):
+        open_writer(tmp_path, **other)
+    assert files(tmp_path) == before
+
+
+def test_batches_depend_on_seed_and_epoch_only(tmp_path):
+    recording = Recording(record(tmp_path))
+    first = positions(recording.batches(8, seed=3, epoch=1))
+    torch.manual_seed(99)
+    assert positions(Recording(tmp_path).batches(8, seed=3, epoch=1)) == first
+    assert positions(recording.batches(8, seed=3, epoch=2)) != first
+    assert positions(recording.batches(8, seed=4, epoch=1)) != first
+
+
+@pytest.mark.parametrize("size", [1, 8, 23, 50, 51])
+@pytest.mark.parametrize("interleave", [1, 2, 4])
+def test_an_epoch_gives_each_row_at_most_once_and_every_full_batch(tmp_path, size, interleave):
+    batches = positions(Recording(record(tmp_path)).batches(size, seed=0, epoch=0, interleave=interleave))
+    assert [len(batch) for batch in batches] == [size] * (50 // size)
+    seen = [position for batch in batches for position in batch]
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_batch_mixes_shards_and_keeps_its_rows_together(tmp_path):
+    (batch,) = Recording(record(tmp_path)).batches(40, seed=0, epoch=0, interleave=5)
+    assert len((batch.position[:10] // 10).unique()) > 1
+    assert torch.equal(batch.activations[:, 0].float() * 8, batch.position.float())
+    assert torch.equal(batch.timestep, 901 - batch.position)
+
+
+def test_only_the_named_shards_are_read(tmp_path):
+    recording = Recording(record(tmp_path))
+    (batch,) = recording.batches(20, seed=0, epoch=0, shards=list(recording.shards)[1:3])
+    assert sorted(batch.position.tolist()) == list(range(10, 30))
+    assert list(recording.batches(1, seed=0, epoch=0, shards=[])) == []
+
+
+def test_a_shard_the_manifest_does_not_list_is_ignored(tmp_path):
+    record(tmp_path)
+    before = positions(Recording(tmp_path).batches(8, seed=0, epoch=0))
+    (tmp_path / "shard-00077.safetensors").write_bytes((tmp_path / "shard-00000.safetensors").read_bytes())
+    assert len(Recording(tmp_path)) == 50
+    assert positions(Recording(tmp_path).batches(8, seed=0, epoch=0)) == before
+
+
+def test_a_full_disk_leaves_the_finished_shards_and_nothing_half_written(tmp_path, request):
+    writer = open_writer(tmp_path)
+    writer.write(0, rows(0), seed=0)
+    before = files(tmp_path)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(SaeuronError, match="No space left on device"):
+        writer.write(1, rows(1), seed=1)
+    assert files(tmp_path) == before
+    assert len(Recording(tmp_path)) == 10 and not Recording(tmp_path).complete
+
+
+def test_a_full_disk_at_the_start_leaves_an_empty_folder(tmp_path, full_disk):
+    with pytest.raises(SaeuronError, match="No space left on device"):
+        open_writer(tmp_path)
+    assert files(tmp_path) == {}
+
+
+def test_a_folder_that_is_no_recording_is_refused_and_says_what_it_holds(tmp_path):
+    with pytest.raises(SaeuronError, match=r"is not a recording: it has no manifest\.json$"):
+        Recording(tmp_path)
+    record(tmp_path / HOOKPOINT.name)
+    with pytest.raises(SaeuronError, match=f"it holds the recordings {HOOKPOINT.name}"):
+        Recording(tmp_path)
+
+
+def test_a_recording_without_shards_is_refused(tmp_path):
+    open_writer(tmp_path)
+    with pytest.raises(SaeuronError, match="no finished shard"):
+        Recording(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"format": "other"}, {"version": 2}, {"shards": None}, {"d_in": None}])
+def test_a_broken_manifest_is_refused_by_name(tmp_path, change):
+    path = record(tmp_path) / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8")) | change
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}), "utf-8")
+    with pytest.raises(SaeuronError, match=r"manifest\.json"):
+        Recording(tmp_path)
+
+
+def test_a_lost_shard_is_named(tmp_path):
+    (record(tmp_path) / "shard-00003.safetensors").unlink()
+    with pytest.raises(SaeuronError, match=r"lacks shard-00003\.safetensors"):
+        Recording(tmp_path)
+
+
+def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path):
+    path = record(tmp_path) / "shard-00003.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    with pytest.raises(SaeuronError, match=r"shard-00003\.safetensors is not a readable"):
+        Recording(tmp_path).read(path.name)
+    open_writer(tmp_path / "other").write(3, rows(3, 4), seed=0)
+    path.write_bytes((tmp_path / "other" / path.name).read_bytes())
+    with pytest.raises(SaeuronError, match=r"shard-00003\.safetensors is not the shard"):
+        Recording(tmp_path).read(path.name)

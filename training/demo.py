@@ -1,0 +1,199 @@
+"""``demo``: the whole job on TinyCanvas, from recording to verdict."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from saeuron.errors import nearest
+from saeuron.files import write_json, write_text
+
+from .config import save_config
+from .evaluate import evaluate, markdown, paired
+from .judging import KINDS, Sampling, draw_all
+from .models import load_model
+from .pictures import plot_scores, save_grid
+from .progress import console
+from .prompts import concepts, read_prompts
+from .record import Record, record
+from .score import Score, score
+from .search import anchor_rows, search
+from .settings import Setting, ablation, grid, write_settings
+from .train import Train, train
+
+
+@dataclass
+class Demo:
+    """Take three concepts out of TinyCanvas, one after another, and count what is left: ten minutes on two cores."""
+
+    output: Path = Path("out/demo")
+    """Folder for everything that is made. A recording found there is continued or used again."""
+    targets: tuple[str, ...] = ("neon", "star", "heart")
+    """Concepts to remove, each on its own."""
+    hookpoint: str = "unet.up_blocks.1.attentions.1"
+    """Where the SAE reads and the edit is made."""
+    images: int = 600
+    """Pictures recorded."""
+    expansion: int = 8
+    """Latents per input channel."""
+    k: int = 16
+    """Active latents per token."""
+    train_steps: int = 2000
+    """Training steps of the SAE."""
+    latents: tuple[int, ...] = (2, 8)
+    """Numbers of latents the search tries."""
+    strengths: tuple[float, ...] = (-1.0, -4.0, -16.0)
+    """Multipliers the search tries."""
+    search_images: int = 45
+    """Anchor pictures per setting tried."""
+    seeds: int = 3
+    """Pictures of each of the 90 evaluation prompts."""
+    seed: int = 0
+    """Seed of everything."""
+
+    def run(self) -> None:
+        demo(self)
+
+
+def demo(config: Demo) -> dict:
+    """Run ``config`` and return its report, also written to ``report.json``."""
+    kinds = concepts(read_prompts("tinycanvas:evaluation"))
+    for name in config.targets:
+        if name not in kinds:
+            raise SaeuronError(f"--targets {name!r} is unknown to TinyCanvas; the nearest are {nearest(name, kinds)}")
+    seconds: dict[str, float] = {}
+    sampling = Sampling()
+    save_config(config, config.output)
+    pipeline = load_model("tinycanvas")
+    with stage("judge", seconds):
+        judged = judge_drawings()
+    with stage("record", seconds):
+        recording = record(
+            Record(
+                output=config.output / "recording",
+                hookpoints=(config.hookpoint,),
+                images=config.images,
+                steps=25,
+                images_per_shard=50,
+                batch=25,
+                seed=config.seed,
+            )
+        )[0]
+    with stage("train", seconds):
+        sae = train(
+            Train(
+                recording=recording,
+                output=config.output / "sae",
+                expansion=config.expansion,
+                k=config.k,
+                steps=config.train_steps,
+                batch=2048,
+                lr=1e-3,
+                dead_after=500_000,
+                seed=config.seed,
+                log_every=500,
+            )
+        )
+    with stage("score", seconds):
+        scoring = Score(sae=config.output / "sae", output=config.output / "table.safetensors", batch=30)
+        table = score(scoring, sae, pipeline)
+        table.save(scoring.output)
+    with stage("search", seconds):
+        settings = tune(config, pipeline, sae, table, sampling)
+        write_settings(config.output / "settings.json", settings, fingerprint=sae.fingerprint)
+    with stage("evaluate", seconds):
+        rows, seeds = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
+        evaluation = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
+        write_text(config.output / "evaluation.md", markdown(evaluation))
+    with stage("pictures", seconds):
+        picture(config, pipeline, sae, table, settings, sampling)
+        plot_scores(table, config.targets, config.output / "scores.png")
+    report = {
+        "judge": judged,
+        "base": evaluation["base"],
+        "sae": {key: sae.metrics[key] for key in ("fvu", "dead", "l0")},
+        "targets": evaluation["targets"],
+        "images": evaluation["images"],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "versions": versions(),
+        "config": dataclasses.asdict(config) | {"output": str(config.output)},
+    }
+    write_json(config.output / "report.json", report)
+    console.print(markdown(evaluation))
+    console.print(f"{sum(seconds.values()):.0f} seconds of work")
+    for name in ("report.json", "grid.png", "scores.png"):
+        print(config.output / name)
+    return report
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    console.rule(name)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+def judge_drawings(count: int = 4500) -> dict[str, float]:
+    """How often the judge is right on drawings nobody was trained on."""
+    from tinycanvas.drawing import OBJECTS, STYLES, draw
+
+    from .judging import judge_tinycanvas
+
+    names = [(o, s) for o in range(len(OBJECTS)) for s in range(len(STYLES))]
+    pairs = torch.tensor(names * (count // len(names)))
+    images = draw(pairs[:, 0], pairs[:, 1], torch.Generator().manual_seed(77)) / 2 + 0.5
+    rows = [{"object": OBJECTS[o], "style": STYLES[s]} for o, s in pairs.tolist()]
+    verdicts = judge_tinycanvas(images, rows)
+    return {kind: verdicts.accuracy(kind) for kind in KINDS}
+
+
+def tune(
+    config: Demo, pipeline: StableDiffusionPipeline, sae: SparseAutoencoder, table: ConceptTable, sampling: Sampling
+) -> dict[str, Setting]:
+    """The best setting of each target on anchor prompts, which the evaluation never sees."""
+    candidates = grid(list(config.latents), list(config.strengths), [True, False])
+    settings = {}
+    for name in config.targets:
+        rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, name, config.search_images, config.seed + 3)
+        settings[name] = search(pipeline, sae, table, name, candidates, rows, seeds, sampling)
+    return settings
+
+
+def picture(
+    config: Demo,
+    pipeline: StableDiffusionPipeline,
+    sae: SparseAutoencoder,
+    table: ConceptTable,
+    settings: dict[str, Setting],
+    sampling: Sampling,
+) -> None:
+    """``grid.png``: for each target, three pictures that show it and three that do not, before and after."""
+    rows, targets = read_prompts("tinycanvas:evaluation"), list(config.targets)
+    before, after, columns = [], [], []
+    for name in targets:
+        kind = table.concepts[name]
+        shown = [row for row in rows if row[kind] == name]
+        hidden = [row for row in rows if row[kind] != name]
+        picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
+        seeds = list(range(len(picked)))
+        edit = ablation(sae, table, {name: settings[name]})
+        before.append(draw_all(pipeline, picked, seeds, sampling))
+        after.append(draw_all(pipeline, picked, seeds, sampling, {sae.hookpoint: [edit]}))
+        columns.append([f"{row['object']}\n{row['style']}" for row in picked])
+    strips = [strip for pair in zip(before, after, strict=True) for strip in pair]
+    names = [f"{when}\n{name}" for name in targets for when in ("with", "without")]
+    save_grid(strips, config.output / "grid.png", rows=names, columns=[c for pair in columns for c in (pair, [])])
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -1,0 +1,14 @@
+"""One progress bar for all commands."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track as rich_track
+
+console = Console(stderr=True)
+T = TypeVar("T")
+
+
+def track(items: Sequence[T], description: str) -> Iterable[T]:
+    return rich_track(items, description, console=console, disable=not console.is_terminal)

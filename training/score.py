@@ -1,0 +1,93 @@
+"""``score``: an SAE and labelled prompts → a concept table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
+
+from .config import save_config
+from .host import generate
+from .models import load_model
+from .progress import track
+from .prompts import concepts, labels, read_prompts
+
+
+@dataclass
+class Score:
+    """Draw labelled prompts and average what every latent does, per concept and timestep."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    output: Path
+    """The concept table to write, a .safetensors file."""
+    model: str = "tinycanvas"
+    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
+    prompts: str = "tinycanvas:anchor"
+    """Prompt file (.jsonl with concepts), or tinycanvas:training | anchor | evaluation."""
+    images: int | None = None
+    """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
+    steps: int = 25
+    """Denoising steps; the table's timesteps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale. Only the conditional half is read."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    batch: int = 16
+    """Images drawn at once."""
+    seed: int = 1
+    """Seed of the prompt order and the images."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        sae = load_sae(self.sae)
+        pipeline = load_model(self.model, self.device, self.sampler)
+        table = score(self, sae.to(self.device), pipeline)
+        save_config(self, self.output.parent)
+        table.save(self.output)
+
+
+def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean latents ``[B, n_latents]`` over the tokens ``[B, N, d_in]`` of each image, one image dense at a time."""
+    return torch.stack([sae.encode(image.to(sae.W_enc.dtype)).mean(0, dtype=torch.float32) for image in tokens])
+
+
+def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> ConceptTable:
+    """The table, without writing it. Raises SaeuronError on prompts without concepts and on an SAE that does not fit."""
+    if sae.hookpoint is None:
+        raise SaeuronError("the SAE does not say where it reads; add `hookpoint` to its cfg.json")
+    rows = read_prompts(config.prompts)
+    kinds = concepts(rows)
+    if not kinds:
+        raise SaeuronError(
+            f"{config.prompts} names no concepts: score needs a .jsonl file with kinds beside each prompt"
+        )
+    sae.hookpoint.module(pipeline.unet)
+    count = config.images or len(rows)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)) % len(rows)
+    pipeline.scheduler.set_timesteps(config.steps)
+    timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})
+    table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.hookpoint.name)
+    for start in track(range(0, count, config.batch), "scoring"):
+        picked = [rows[i] for i in order[start : start + config.batch].tolist()]
+        names = [list(labels(row).values()) for row in picked]
+
+        def tap(tokens, timestep, conditional, names=names):
+            table.add(names, int(timestep), image_means(sae, tokens[conditional]))
+            return tokens
+
+        generate(
+            pipeline,
+            [row["prompt"] for row in picked],
+            [config.seed * 1_000_003 + start + n for n in range(len(picked))],
+            steps=config.steps,
+            guidance=config.guidance,
+            bf16=config.bf16,
+            taps={sae.hookpoint: tap},
+        )
+    return table

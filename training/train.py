@@ -1,0 +1,216 @@
+"""``train``: a recording → an SAE."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from saeuron import Recording, SaeuronError, SparseAutoencoder, save_sae
+from saeuron.files import write_atomically, write_json
+from saeuron.recording import Tokens
+
+from .config import save_config
+from .progress import console
+from .trainer import Normalisation, TrainingAutoencoder
+
+
+@dataclass
+class Train:
+    """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was."""
+
+    recording: Path
+    """Folder of one recording (the one that holds manifest.json)."""
+    output: Path
+    """Folder for the SAE, its checkpoint and its logs."""
+    expansion: int = 16
+    """Latents per input channel."""
+    k: int = 32
+    """Active latents per token."""
+    activation: str = "batch_topk"
+    """batch_topk (k·B largest of a batch, one threshold afterwards) or topk (k largest of each token)."""
+    steps: int | None = None
+    """Optimiser steps; default what `epochs` amounts to."""
+    epochs: int = 5
+    """Passes over the recording, where `steps` is not given."""
+    batch: int = 4096
+    """Tokens per step."""
+    lr: float = 3e-4
+    """Adam's learning rate; decays linearly to 0 over the last four fifths of the steps."""
+    aux: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead latents."""
+    k_aux: int | None = None
+    """Dead latents used by the auxiliary loss per token; default half the input width."""
+    dead_after: int = 10_000_000
+    """A latent counts as dead once it has not fired for this many tokens."""
+    seed: int = 0
+    """Seed of the initialisation and of the order of tokens."""
+    device: str = "cpu"
+    """cpu or cuda. On a GPU the matrix products run under bfloat16 autocast."""
+    log_every: int = 100
+    """Steps between lines on the console and points in TensorBoard."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+
+    def run(self) -> None:
+        train(self)
+
+
+def train(config: Train) -> SparseAutoencoder:
+    """Run ``config`` and return the SAE, also saved to ``config.output`` with its ``metrics.json``."""
+    recording = Recording(config.recording)
+    if not recording.complete:
+        raise SaeuronError(f"{config.recording} is not finished; run `record` on it again to complete it")
+    _check(config)
+    torch.manual_seed(config.seed)
+    held_out, shards = _split(recording)
+    rows = sum(recording.shards[name] for name in shards)
+    per_epoch = rows // config.batch
+    if per_epoch == 0:
+        raise SaeuronError(f"the recording has {rows} tokens to train on, fewer than one --batch of {config.batch}")
+    steps = config.steps or config.epochs * per_epoch
+
+    device = torch.device(config.device)
+    normalisation = Normalisation.of(recording.read(shards[0]).activations.float())
+    normalisation.mean = normalisation.mean.to(device)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = TrainingAutoencoder(
+        recording.d_in, recording.d_in * config.expansion, config.k, config.activation, generator
+    ).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - step / steps)))
+    identity = _identity(config, recording, steps)
+    start = _resume(config.output, identity, model, optimizer, schedule)
+    save_config(config, config.output)
+
+    k_aux = config.k_aux or max(recording.d_in // 2, 1)
+    with SummaryWriter(str(config.output / "tensorboard"), purge_step=start) as log:
+        for step, tokens in _stream(recording, shards, config, start, steps, per_epoch):
+            batch = normalisation(tokens.activations.to(device, torch.float32))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses = model.losses(batch, config.dead_after, k_aux)
+            (losses.fvu + config.aux * losses.auxiliary).backward()
+            model.project_gradient()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            model.normalise_decoder()
+            if (step + 1) % config.log_every == 0:
+                _log(log, step + 1, steps, losses, model, config)
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                _checkpoint(config.output, identity, step + 1, model, optimizer, schedule)
+    sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=str(recording.settings.get("model", "")))
+    metrics = measure(sae, recording.read(held_out), config.device)
+    sae.metrics = metrics
+    save_sae(sae, config.output, metrics=metrics, recording=recording.settings_hash, seed=config.seed, steps=steps)
+    write_json(config.output / "metrics.json", metrics)
+    (config.output / "checkpoint.pt").unlink(missing_ok=True)
+    console.print(
+        f"SAE: unexplained variance {metrics['fvu']:.3f}, dead latents {metrics['dead']:.1%}, L0 {metrics['l0']:.1f}"
+    )
+    return sae
+
+
+@torch.no_grad()
+def measure(sae: SparseAutoencoder, tokens: Tokens, device: str = "cpu") -> dict:
+    """What the SAE does on tokens it has not seen, as inference runs it.
+
+    ``fvu`` is the fraction of variance unexplained, also per timestep; ``dead`` the fraction of latents that fire on
+    none of the tokens; ``l0`` the mean number of active latents.
+    """
+    unexplained, fired, active = [], torch.zeros(sae.n_latents, dtype=torch.bool), 0
+    for start in range(0, len(tokens), 4096):
+        batch = tokens.activations[start : start + 4096].to(device, sae.W_enc.dtype)
+        code = sae.encode(batch)
+        unexplained.append((batch - sae.decode(code)).pow(2).sum(1).cpu())
+        fired |= (code > 0).any(0).cpu()
+        active += int((code > 0).sum())
+    left = torch.cat(unexplained).double()
+    activations = tokens.activations.double()
+    variance = (activations - activations.mean(0)).pow(2).sum()
+    by_timestep = {}
+    for timestep in tokens.timestep.unique(sorted=True).tolist():
+        rows = tokens.timestep == timestep
+        own = activations[rows]
+        by_timestep[timestep] = float(left[rows].sum() / (own - own.mean(0)).pow(2).sum())
+    return {
+        "fvu": float(left.sum() / variance),
+        "dead": float((~fired).float().mean()),
+        "l0": active / len(tokens),
+        "tokens": len(tokens),
+        "fvu_by_timestep": by_timestep,
+    }
+
+
+def _check(config: Train) -> None:
+    for name in ("expansion", "k", "epochs", "batch", "log_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise SaeuronError(f"--{name.replace('_', '-')} is {getattr(config, name)} and has to be at least 1")
+    if config.activation not in ("topk", "batch_topk"):
+        raise SaeuronError(f"--activation {config.activation!r} is unknown; it is topk or batch_topk")
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise SaeuronError(f"device {config.device!r} is not there; use --device cpu")
+
+
+def _split(recording: Recording) -> tuple[str, list[str]]:
+    """The last shard is held out for measuring; the rest trains."""
+    names = list(recording.shards)
+    if len(names) < 2:
+        raise SaeuronError(
+            f"{recording.folder} has one shard and training holds one out: record more images, or fewer a shard"
+        )
+    return names[-1], names[:-1]
+
+
+def _stream(recording: Recording, shards: list[str], config: Train, start: int, steps: int, per_epoch: int):
+    """``(step, Tokens)`` from ``start`` on, the same as an uninterrupted run would see them."""
+    step = start // per_epoch * per_epoch
+    for epoch in range(start // per_epoch, math.ceil(steps / per_epoch)):
+        for tokens in recording.batches(config.batch, config.seed, epoch, shards=shards):
+            if start <= step < steps:
+                yield step, tokens
+            step += 1
+
+
+def _identity(config: Train, recording: Recording, steps: int) -> str:
+    """What a checkpoint has to share with a run to be continued by it."""
+    values = dataclasses.asdict(config)
+    for free in ("output", "recording", "log_every", "checkpoint_every", "epochs", "device"):
+        values.pop(free)
+    return repr(sorted((values | {"steps": steps, "recording": recording.settings_hash}).items()))
+
+
+def _checkpoint(folder: Path, identity: str, step: int, model, optimizer, schedule) -> None:
+    state = {"identity": identity, "step": step, "model": model.state_dict()}
+    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
+
+
+def _resume(folder: Path, identity: str, model, optimizer, schedule) -> int:
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise SaeuronError(f"{path} is not a readable checkpoint; delete it to start anew") from error
+    if state["identity"] != identity:
+        raise SaeuronError(f"{path} is of a run with other settings; choose another --output or delete it")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    console.print(f"continuing at step {state['step']}")
+    return state["step"]
+
+
+def _log(log: SummaryWriter, step: int, steps: int, losses, model: TrainingAutoencoder, config: Train) -> None:
+    dead = float((model.tokens_since_fired > config.dead_after).float().mean())
+    fvu, l0 = losses.fvu.item(), losses.l0.item()
+    log.add_scalar("fvu", fvu, step)
+    log.add_scalar("auxiliary", losses.auxiliary.item(), step)
+    log.add_scalar("l0", l0, step)
+    log.add_scalar("dead", dead, step)
+    console.print(f"step {step}/{steps}  fvu {fvu:.4f}  l0 {l0:.1f}  dead {dead:.1%}")
