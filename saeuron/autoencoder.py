@@ -56,6 +56,12 @@ class SparseAutoencoder(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     @property
+    def origin(self) -> dict[str, object]:
+        """Where this SAE reads, for the files that belong to it."""
+        place = {"hookpoint": self.hookpoint.name, "site": self.hookpoint.site} if self.hookpoint else {}
+        return place | {"d_in": self.d_in, "base_model": self.base_model}
+
+    @property
     def uses_threshold(self) -> bool:
         return self.activation == "batch_topk" and self.threshold is not None
 

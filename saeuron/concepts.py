@@ -21,12 +21,20 @@ class ConceptTable:
     """
 
     def __init__(
-        self, concepts: dict[str, str], timesteps: Sequence[int], n_latents: int, fingerprint: str, hookpoint: str = ""
+        self,
+        concepts: dict[str, str],
+        timesteps: Sequence[int],
+        n_latents: int,
+        fingerprint: str,
+        origin: dict[str, object] | None = None,
     ) -> None:
-        """``concepts`` maps name → kind; ``fingerprint`` is the SAE's, without which latent numbers mean nothing."""
+        """``concepts`` maps name → kind; ``fingerprint`` is the SAE's, without which latent numbers mean nothing.
+
+        ``origin`` is what the file says of where the SAE reads, as ``SparseAutoencoder.origin`` gives it.
+        """
         self.concepts = dict(concepts)
         self.timesteps = torch.tensor(list(timesteps), dtype=torch.long)
-        self.n_latents, self.fingerprint, self.hookpoint = n_latents, fingerprint, hookpoint
+        self.n_latents, self.fingerprint, self.origin = n_latents, fingerprint, origin or {}
         self.sums = torch.zeros(len(self.concepts), len(self.timesteps), n_latents)
         self.counts = torch.zeros(len(self.concepts), len(self.timesteps))
         self._rows = {name: row for row, name in enumerate(self.concepts)}
@@ -128,7 +136,8 @@ class ConceptTable:
             "version": VERSION,
             "concepts": self.concepts,
             "fingerprint": self.fingerprint,
-            "hookpoint": self.hookpoint,
+            "n_latents": self.n_latents,
+            "origin": self.origin,
         }
         tensors = {"sums": self.sums, "counts": self.counts, "timesteps": self.timesteps}
         write_tensors(Path(path), tensors, {"saeuron": json.dumps(description)})
@@ -146,7 +155,7 @@ class ConceptTable:
                 tensors["timesteps"].tolist(),
                 tensors["sums"].shape[-1],
                 description["fingerprint"],
-                description["hookpoint"],
+                description["origin"],
             )
             if tensors["sums"].shape != table.sums.shape or tensors["counts"].shape != table.counts.shape:
                 raise ValueError("its tensors do not have the shape its description gives")

@@ -6,10 +6,10 @@ import torch
 
 from .autoencoder import SparseAutoencoder
 from .errors import SaeuronError
-from .selection import Selection
+from .selection import Row, Selection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ablate:
     """SAeUron's ablation (§3.3): ``f_i ← γ μ(i,t,D_c) f_i`` for selected latents, where ``f_i > μ̄(i,t)``.
 
@@ -40,29 +40,31 @@ class Ablate:
         shape, dtype and device. Raises SaeuronError where the width is not the SAE's.
         """
         self.sae.check_width(tokens)
-        if self.selection.is_empty:
+        row = self.selection.at(timestep)
+        if len(row.latents) == 0:
             return tokens
-        row = self.selection.at(timestep).to(tokens.device)
+        row = row.to(tokens.device)
         flat = tokens.reshape(-1, self.sae.d_in)
-        exact = self.paper_exact
-        if exact:
-            code = self.sae.encode_sparse(flat, per_token=True)
-            matches = code.latents[:, :, None] == row.latents
-            active = (code.values[:, :, None] * matches).sum(1).float()
-        else:
-            active = self.sae.encode_at(flat, row.latents, row.thresholds).float()
-        edited = row.strengths * row.means * active
-        change = torch.where(active > row.thresholds, edited - active, 0)
-        if mask is not None:
-            change = change * mask.expand(tokens.shape[:-1]).reshape(-1, 1)
-        if exact:
-            wide = self.sae.decode_sparse(code).float()
-            weight = 1.0 if mask is None else mask.expand(tokens.shape[:-1]).reshape(-1, 1)
-            start = flat.float() + weight * 2 * (wide - flat.float())
-            return (start + change @ self.sae.W_dec[row.latents].float()).to(tokens.dtype).view_as(tokens)
+        weight = 1.0 if mask is None else mask.expand(tokens.shape[:-1]).reshape(-1, 1)
+        if self.paper_exact:
+            return self._published(flat, row, weight).view_as(tokens)
+        change = weight * _change(self.sae.encode_at(flat, row.latents, row.thresholds), row)
         rows = change.any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             return tokens
         delta = change[rows] @ self.sae.W_dec[row.latents].float()
-        result = flat.index_copy(0, rows, (flat[rows].float() + delta).to(tokens.dtype))
-        return result.view_as(tokens)
+        return flat.index_copy(0, rows, (flat[rows].float() + delta).to(tokens.dtype)).view_as(tokens)
+
+    def _published(self, flat: torch.Tensor, row: Row, weight: float | torch.Tensor) -> torch.Tensor:
+        """``x̂_edited + (x̂ − x)``, which is ``x + 2 (x̂ − x)`` and the change."""
+        code = self.sae.encode_sparse(flat, per_token=True)
+        active = (code.values[:, :, None] * (code.latents[:, :, None] == row.latents)).sum(1)
+        error = self.sae.decode_sparse(code).float() - flat.float()
+        change = _change(active, row) @ self.sae.W_dec[row.latents].float()
+        return (flat.float() + weight * (2 * error + change)).to(flat.dtype)
+
+
+def _change(active: torch.Tensor, row: Row) -> torch.Tensor:
+    """``f'_i − f_i`` for activations ``[T, m]``, in float32: γ·μ·f is a square, and leaves float16 early."""
+    active = active.float()
+    return torch.where(active > row.thresholds, (row.strengths * row.means - 1) * active, 0)

@@ -8,7 +8,7 @@ import torch
 from .errors import SaeuronError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """For each of ``timesteps`` ``[S]``, ``m`` latents with their numbers; every other field is ``[S, m]``.
 
@@ -62,7 +62,7 @@ class Selection:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One timestep of a selection; every field is ``[m]``."""
 

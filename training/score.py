@@ -72,7 +72,7 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)) % len(rows)
     pipeline.scheduler.set_timesteps(config.steps)
     timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})
-    table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.hookpoint.name)
+    table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
     for start in track(range(0, count, config.batch), "scoring"):
         picked = [rows[i] for i in order[start : start + config.batch].tolist()]
         names = [list(labels(row).values()) for row in picked]

@@ -158,11 +158,11 @@ def test_a_concept_without_another_of_its_kind_has_no_score():
 
 
 def test_a_table_comes_back_as_it_was_saved(images, tmp_path):
-    table = fill(new_table(hookpoint="unet.mid_block.attentions.0"), images)
+    table = fill(new_table(origin={"hookpoint": "unet.mid_block.attentions.0"}), images)
     table.save(tmp_path / "table.safetensors")
     again = ConceptTable.load(tmp_path / "table.safetensors")
     assert list(again.concepts.items()) == list(CONCEPTS.items())
-    assert (again.fingerprint, again.hookpoint, again.n_latents) == ("sae", "unet.mid_block.attentions.0", 12)
+    assert (again.fingerprint, again.origin["hookpoint"], again.n_latents) == ("sae", "unet.mid_block.attentions.0", 12)
     for name in ("timesteps", "sums", "counts"):
         assert torch.equal(getattr(again, name), getattr(table, name)), name
 
