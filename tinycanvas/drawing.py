@@ -117,6 +117,14 @@ def _paint(style: str, d: torch.Tensor, u: torch.Tensor, v: torch.Tensor, hue: t
     raise ValueError(f"unknown style {style!r}; the styles are {', '.join(STYLES)}")
 
 
+def random_labels(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Object and style indices ``[count]`` each, every pair equally likely."""
+    return (
+        torch.randint(len(OBJECTS), (count,), generator=generator),
+        torch.randint(len(STYLES), (count,), generator=generator),
+    )
+
+
 def draw(objects: torch.Tensor, styles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw one picture for each pair of labels.
 

@@ -58,6 +58,11 @@ def load_tokenizer(folder: Path = WEIGHTS) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(texts, **options).input_ids
+
+
 def build_scheduler() -> DDIMScheduler:
     """Stable Diffusion's scaled-linear schedule with v-prediction, as in SD 2.x-v."""
     return DDIMScheduler(
