@@ -6,6 +6,7 @@ import sys
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported, or it speaks of torchvision
 
 import tyro
+from rich.markup import escape
 
 from saeuron import SaeuronError
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m training", args=arguments).run()
     except SaeuronError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues where it can")

@@ -10,10 +10,10 @@ from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
 from saeuron.files import write_json, write_text
 
 from .config import save_config
-from .judging import Rate, Sampling, draw_all, judge_tinycanvas, measures
-from .models import load_model
+from .judging import KINDS, Rate, Sampling, draw_all, judge_tinycanvas, measures
+from .models import check_fits, load_model
 from .progress import console, track
-from .prompts import read_prompts
+from .prompts import read_labelled
 from .settings import Setting, ablation, read_settings
 
 
@@ -68,7 +68,8 @@ class Evaluate:
         for name in settings:
             table.row(name)
         pipeline = load_model("tinycanvas", self.device, self.sampler)
-        rows, seeds = paired(read_prompts(self.prompts), self.seeds, self.seed)
+        check_fits(sae, pipeline)
+        rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)
         sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
         report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling, self.paper_exact)
         save_config(self, self.output)
@@ -96,10 +97,10 @@ def evaluate(
     paper_exact: bool = False,
 ) -> dict:
     """Base accuracies of the unedited model, and UA, IRA, CRA of each target on the same seeds."""
+    edits = {name: ablation(sae, table, {name: setting}, paper_exact) for name, setting in settings.items()}
     base = judge_tinycanvas(draw_all(pipeline, rows, seeds, sampling), rows)
     targets = []
-    for name in track(list(settings), "evaluating"):
-        edit = ablation(sae, table, {name: settings[name]}, paper_exact)
+    for name, edit in track(list(edits.items()), "evaluating"):
         verdicts = judge_tinycanvas(draw_all(pipeline, rows, seeds, sampling, {sae.hookpoint: [edit]}), rows)
         kind = table.concepts[name]
         rates = measures(verdicts, name, kind)

@@ -7,7 +7,7 @@ from saeuron import ConceptTable, SaeuronError, load_sae
 
 from .config import save_config
 from .judging import Sampling, draw_all
-from .models import load_model
+from .models import check_fits, load_model
 from .pictures import save_grid, save_picture
 from .progress import console
 from .prompts import read_prompts
@@ -68,6 +68,7 @@ class Generate:
             table.row(name)
         edits = {sae.hookpoint: [ablation(sae.to(self.device), table, chosen, self.paper_exact)]} if chosen else {}
         pipeline = load_model(self.model, self.device, self.sampler)
+        check_fits(sae, pipeline)
         sampling = Sampling(self.steps, self.guidance, self.batch)
         seeds = [self.seed + n for n in range(len(rows))]
         before = draw_all(pipeline, rows, seeds, sampling)

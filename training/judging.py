@@ -1,8 +1,8 @@
 """Pictures in, verdicts out: drawing a set of labelled prompts and counting what a judge finds in them.
 
-The measures are UnlearnCanvas's. For a target concept c: UA, the fraction of pictures of c in which c is no longer found;
-IRA, accuracy on the other concepts of c's kind; CRA, accuracy of the other kind on all pictures. Every picture is drawn
-once and counted once, from the seed it has without the edit.
+The measures are UnlearnCanvas's. For a target concept c: UA, the fraction of pictures of c in which c is no longer
+found; IRA, accuracy on the other concepts of c's kind; CRA, accuracy of the other kind on all pictures. Every picture
+is drawn once and counted once, from the seed it has without the edit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from scipy.stats import binomtest
 
-from saeuron import Hookpoint
+from saeuron import Hookpoint, SaeuronError
 
 from .host import Edit, editing, generate
 
@@ -27,6 +27,10 @@ class Sampling:
     guidance: float = 3.0
     batch: int = 30
     bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch) < 1:
+            raise SaeuronError("--steps and --batch have to be at least 1")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import SaeuronError
+from saeuron import SaeuronError, SparseAutoencoder
 from saeuron.errors import nearest
 
 SAMPLERS = {
@@ -37,6 +37,13 @@ def load_model(model: str, device: str = "cpu", sampler: str = "ddim") -> Stable
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def check_fits(sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> None:
+    """Raise SaeuronError where ``sae`` names no hookpoint, or one the model lacks or has in another width."""
+    if sae.hookpoint is None:
+        raise SaeuronError("the SAE does not say where it reads; add `hookpoint` to its cfg.json")
+    sae.check_width(torch.empty(0, sae.hookpoint.module(pipeline.unet).config.in_channels))
 
 
 def _load(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:

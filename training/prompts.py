@@ -6,6 +6,7 @@ the three built-in sets.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeuron import SaeuronError
@@ -23,6 +24,19 @@ def read_prompts(source: str) -> list[dict[str, str]]:
     rows = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise SaeuronError(f"prompts {path} holds no prompt; write one a line")
+    return rows
+
+
+def read_labelled(source: str, kinds: Sequence[str]) -> list[dict[str, str]]:
+    """Prompts that name a concept of every one of ``kinds``; raises SaeuronError with the first that does not."""
+    rows = read_prompts(source)
+    for row in rows:
+        lacking = [kind for kind in kinds if kind not in row]
+        if lacking:
+            raise SaeuronError(
+                f"{source}: the prompt {row['prompt']!r} does not say its {' and '.join(lacking)}; "
+                "give a .jsonl file with them beside each prompt"
+            )
     return rows
 
 

@@ -103,6 +103,8 @@ def _settings(config: Record, count: int) -> dict:
 def _check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> None:
     if min(count, config.steps, config.tokens_per_map, config.images_per_shard, config.batch) < 1:
         raise SaeuronError("--images, --steps, --tokens-per-map, --images-per-shard and --batch have to be at least 1")
+    if any(side is not None and (side < 8 or side % 8) for side in (config.height, config.width)):
+        raise SaeuronError("--height and --width have to be multiples of 8")
     per_image = config.steps * config.tokens_per_map * sum(bytes_per_token(width) for width in widths.values())
     needed = count * per_image / 1e9
     if needed > config.max_gb:

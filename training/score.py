@@ -10,7 +10,7 @@ from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
 
 from .config import save_config
 from .host import generate
-from .models import load_model
+from .models import check_fits, load_model
 from .progress import track
 from .prompts import concepts, labels, read_prompts
 
@@ -58,17 +58,17 @@ def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> ConceptTable:
-    """The table, without writing it. Raises SaeuronError on prompts without concepts and on an SAE that does not fit."""
-    if sae.hookpoint is None:
-        raise SaeuronError("the SAE does not say where it reads; add `hookpoint` to its cfg.json")
+    """The table, not written. Raises SaeuronError on prompts without concepts and on an SAE that does not fit."""
+    check_fits(sae, pipeline)
     rows = read_prompts(config.prompts)
     kinds = concepts(rows)
     if not kinds:
         raise SaeuronError(
             f"{config.prompts} names no concepts: score needs a .jsonl file with kinds beside each prompt"
         )
-    sae.hookpoint.module(pipeline.unet)
     count = config.images or len(rows)
+    if min(count, config.steps, config.batch) < 1:
+        raise SaeuronError("--images, --steps and --batch have to be at least 1")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)) % len(rows)
     pipeline.scheduler.set_timesteps(config.steps)
     timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})

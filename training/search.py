@@ -9,10 +9,10 @@ from diffusers import StableDiffusionPipeline
 from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
 
 from .config import save_config
-from .judging import Sampling, draw_all, judge_tinycanvas, measures
-from .models import load_model
+from .judging import KINDS, Sampling, draw_all, judge_tinycanvas, measures
+from .models import check_fits, load_model
 from .progress import console
-from .prompts import read_prompts
+from .prompts import read_labelled
 from .settings import Setting, ablation, grid, write_settings
 
 
@@ -56,12 +56,14 @@ class Search:
         candidates = grid(list(self.latents), list(self.strengths), list(self.per_timestep))
         if not candidates:
             raise SaeuronError("there is nothing to try: give --latents, --strengths and --per-timestep")
+        rows = read_labelled(self.prompts, KINDS)
+        chosen = {name: anchor_rows(rows, table, name, self.images, self.seed) for name in self.targets}
         pipeline = load_model("tinycanvas", self.device)
+        check_fits(sae, pipeline)
         sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
-        found = {}
-        for name in self.targets:
-            rows, seeds = anchor_rows(read_prompts(self.prompts), table, name, self.images, self.seed)
-            found[name] = search(pipeline, sae, table, name, candidates, rows, seeds, sampling)
+        found = {
+            name: search(pipeline, sae, table, name, candidates, *anchors, sampling) for name, anchors in chosen.items()
+        }
         save_config(self, self.output)
         images = len(self.targets) * len(candidates) * self.images
         write_settings(self.output / "settings.json", found, images=images, fingerprint=sae.fingerprint)
@@ -71,9 +73,11 @@ class Search:
 def anchor_rows(
     rows: Sequence[dict], table: ConceptTable, target: str, images: int, seed: int
 ) -> tuple[list[dict], list[int]]:
-    """A third of ``images`` show the target, the rest do not; spread evenly over the other prompts, with their seeds."""
+    """Prompts and seeds for ``images`` pictures: a third show the target, the rest spread over the other prompts."""
     import random
 
+    if images < 2:
+        raise SaeuronError(f"a search draws at least 2 pictures a setting, and {images} is fewer")
     kind = table.concepts[target] if target in table.concepts else table.row(target)
     shuffled = random.Random(seed).sample(list(rows), len(rows))
     own = [row for row in shuffled if row[kind] == target]

@@ -24,11 +24,18 @@ def grid(latents: list[int], strengths: list[float], per_timestep: list[bool]) -
 
 def read_settings(path: Path) -> dict[str, Setting]:
     """Concept → Setting; raises SaeuronError naming the file and the concept that is wrong."""
-    content = read_json(path)
+    concepts = read_json(path).get("concepts")
+    if not isinstance(concepts, dict):
+        raise SaeuronError(f"{path} is not a settings file: it has no `concepts`")
+    return {name: _setting(path, name, values) for name, values in concepts.items()}
+
+
+def _setting(path: Path, name: str, values: dict) -> Setting:
     try:
-        return {name: Setting(**values) for name, values in content["concepts"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SaeuronError(f"{path} is not a settings file: {error}") from None
+        setting = Setting(**values)
+        return Setting(int(setting.latents), float(setting.strength), bool(setting.per_timestep))
+    except (TypeError, ValueError) as error:
+        raise SaeuronError(f"{path}, concept {name!r}: {error}") from None
 
 
 def write_settings(path: Path, settings: dict[str, Setting], **notes: object) -> None:

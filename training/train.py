@@ -63,7 +63,7 @@ def train(config: Train) -> SparseAutoencoder:
     recording = Recording(config.recording)
     if not recording.complete:
         raise SaeuronError(f"{config.recording} is not finished; run `record` on it again to complete it")
-    _check(config)
+    _check(config, recording)
     torch.manual_seed(config.seed)
     held_out, shards = _split(recording)
     rows = sum(recording.shards[name] for name in shards)
@@ -103,7 +103,7 @@ def train(config: Train) -> SparseAutoencoder:
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _checkpoint(config.output, identity, step + 1, model, optimizer, schedule)
     sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=str(recording.settings.get("model", "")))
-    metrics = measure(sae, recording.read(held_out), config.device)
+    metrics = measure(sae.to(device), recording.read(held_out))
     sae.metrics = metrics
     save_sae(sae, config.output, metrics=metrics, recording=recording.settings_hash, seed=config.seed, steps=steps)
     write_json(config.output / "metrics.json", metrics)
@@ -115,7 +115,7 @@ def train(config: Train) -> SparseAutoencoder:
 
 
 @torch.no_grad()
-def measure(sae: SparseAutoencoder, tokens: Tokens, device: str = "cpu") -> dict:
+def measure(sae: SparseAutoencoder, tokens: Tokens) -> dict:
     """What the SAE does on tokens it has not seen, as inference runs it.
 
     ``fvu`` is the fraction of variance unexplained, also per timestep; ``dead`` the fraction of latents that fire on
@@ -123,7 +123,7 @@ def measure(sae: SparseAutoencoder, tokens: Tokens, device: str = "cpu") -> dict
     """
     unexplained, fired, active = [], torch.zeros(sae.n_latents, dtype=torch.bool), 0
     for start in range(0, len(tokens), 4096):
-        batch = tokens.activations[start : start + 4096].to(device, sae.W_enc.dtype)
+        batch = tokens.activations[start : start + 4096].to(sae.W_enc)
         code = sae.encode(batch)
         unexplained.append((batch - sae.decode(code)).pow(2).sum(1).cpu())
         fired |= (code > 0).any(0).cpu()
@@ -145,10 +145,17 @@ def measure(sae: SparseAutoencoder, tokens: Tokens, device: str = "cpu") -> dict
     }
 
 
-def _check(config: Train) -> None:
+def _check(config: Train, recording: Recording) -> None:
     for name in ("expansion", "k", "epochs", "batch", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise SaeuronError(f"--{name.replace('_', '-')} is {getattr(config, name)} and has to be at least 1")
+    if config.steps is not None and config.steps < 1:
+        raise SaeuronError(f"--steps is {config.steps} and has to be at least 1")
+    if config.k > recording.d_in * config.expansion:
+        raise SaeuronError(
+            f"--k is {config.k} and the SAE has only {recording.d_in * config.expansion} latents: "
+            "lower it or raise --expansion"
+        )
     if config.activation not in ("topk", "batch_topk"):
         raise SaeuronError(f"--activation {config.activation!r} is unknown; it is topk or batch_topk")
     if config.device != "cpu" and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The SAE's training: BatchTopK with AuxK, on mean-centred and scaled tokens, both folded into the weights at the end."""
+"""The SAE's training: BatchTopK with AuxK, on mean-centred and scaled tokens; both fold into the weights at the end."""
 
 from dataclasses import dataclass, field
 
@@ -65,7 +65,8 @@ class TrainingAutoencoder(nn.Module):
         The auxiliary term asks the dead latents, those unfired for ``dead_after`` tokens, to explain what the living
         ones leave over (Gao et al. 2024, AuxK): the residual is detached and ``b_dec`` stays out of it.
         """
-        pre = nn.functional.linear(tokens, self.W_enc, self.b_enc).relu()
+        # In float32 from here on: under autocast the products come out in bfloat16.
+        pre = nn.functional.linear(tokens, self.W_enc, self.b_enc).relu().float()
         code = self.activate(pre)
         residual = tokens - (code @ self.W_dec + self.b_dec)
         variance = (tokens - tokens.mean(0)).pow(2).sum()
@@ -78,9 +79,8 @@ class TrainingAutoencoder(nn.Module):
         dead = (self.tokens_since_fired > dead_after).nonzero().squeeze(-1)
         auxiliary = torch.zeros((), device=tokens.device)
         if len(dead):
-            values, places = (
-                nn.functional.linear(tokens, self.W_enc[dead], self.b_enc[dead]).relu().topk(min(k_aux, len(dead)), -1)
-            )
+            pre_dead = nn.functional.linear(tokens, self.W_enc[dead], self.b_enc[dead]).relu().float()
+            values, places = pre_dead.topk(min(k_aux, len(dead)), -1)
             dead_code = torch.zeros(len(tokens), len(dead), device=tokens.device).scatter(-1, places, values)
             auxiliary = (residual.detach() - dead_code @ self.W_dec[dead]).pow(2).sum() / variance
         return Losses(fvu, auxiliary, active.sum() / len(tokens), active)

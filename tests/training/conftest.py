@@ -1,0 +1,104 @@
+"""TinyCanvas as it is committed, random SAEs and tables that fit it, and what it takes to kill a command."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import saeuron.files
+from saeuron import ConceptTable, Hookpoint, SparseAutoencoder
+from tinycanvas.drawing import OBJECTS, STYLES
+from training.models import load_model
+
+HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """The committed model with its DDIM sampler. Whoever wants another sampler loads their own."""
+    return load_model("tinycanvas")
+
+
+@pytest.fixture
+def make_sae() -> Callable[..., SparseAutoencoder]:
+    """An SAE of random weights that fits TinyCanvas at ``hookpoint``, and whose latents fire there."""
+
+    def make(d_in=128, n_latents=256, k=16, seed=0, hookpoint=HOOKPOINT) -> SparseAutoencoder:
+        generator = torch.Generator().manual_seed(seed)
+        sae = SparseAutoencoder(d_in, n_latents, k, hookpoint=hookpoint, base_model="tinycanvas").requires_grad_(False)
+        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(n_latents, d_in, generator=generator), dim=1))
+        sae.W_enc.copy_(sae.W_dec)
+        return sae
+
+    return make
+
+
+@pytest.fixture
+def make_table() -> Callable[..., ConceptTable]:
+    """A table of all of TinyCanvas's concepts for ``sae``, as if scored with 25 DDIM steps, with random means."""
+
+    def make(sae, timesteps=tuple(range(1, 1000, 40)), seed=0) -> ConceptTable:
+        kinds = dict.fromkeys(OBJECTS, "object") | dict.fromkeys(STYLES, "style")
+        table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
+        table.sums = torch.rand(table.sums.shape, generator=torch.Generator().manual_seed(seed))
+        table.counts += 1
+        return table
+
+    return make
+
+
+@pytest.fixture
+def files() -> Callable[[Path], dict[str, bytes]]:
+    """Every file under a folder with its bytes. TensorBoard's are left out: they hold the time of day."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        found = (path for path in sorted(folder.rglob("*")) if path.is_file() and "tensorboard" not in path.parts)
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+    return read
+
+
+@pytest.fixture
+def interrupt_write(monkeypatch) -> Callable[[int, type[BaseException]], None]:
+    """Call with ``n`` and an exception: the write that comes after ``n`` others ends in it. Undone by itself then."""
+
+    def arm(count: int, exception: type[BaseException]) -> None:
+        real, left = os.replace, iter(range(count))
+
+        def replace(source, target):
+            if next(left, None) is None:
+                monkeypatch.setattr(saeuron.files.os, "replace", real)
+                raise exception
+            real(source, target)
+
+        monkeypatch.setattr(saeuron.files.os, "replace", replace)
+
+    return arm
+
+
+@pytest.fixture
+def killed() -> Callable[..., None]:
+    """Run ``python -m training`` with arguments in a process of its own, which SIGKILL ends at its write ``n + 1``."""
+    program = """if True:
+        import os, signal, sys
+        real, left = os.replace, iter(range(int(sys.argv[1])))
+        def replace(source, target):
+            if str(target).startswith(sys.argv[2]) and next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(source, target)
+        os.replace = replace
+        from training.__main__ import main
+        main(sys.argv[3:])
+    """
+
+    def run(*arguments: object, output: Path, after: int) -> None:
+        command = [sys.executable, "-c", program, str(after), str(output), *map(str, arguments), "--output", output]
+        process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+
+    return run
