@@ -1,9 +1,11 @@
 """The UNet stage: v-prediction on drawings without end, conditioned by the frozen text encoder."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -15,21 +17,51 @@ SEED = 20250118
 WORK = Path("out/tinycanvas")
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before."""
+
+    steps: int
+    lr: float
+
+
+CYCLES = (Cycle(5200, 1.5e-3), Cycle(3000, 1e-3))
+
+
 def train_unet(
-    folder: Path = WEIGHTS, work: Path = WORK, steps: int = 5200, batch: int = 64, lr: float = 1.5e-3
-) -> None:
-    """AdamW with one cycle, a tenth of the captions dropped for guidance, an exponential average kept as the result."""
+    folder: Path = WEIGHTS, work: Path = WORK, cycles: tuple[Cycle, ...] = CYCLES, batch: int = 64
+) -> UNet2DConditionModel:
+    """Run the cycles that are not done yet and write the UNet, in half precision."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     contexts = CaptionContexts(folder)
     unet = build_unet().to(memory_format=torch.channels_last)
+    first_seed = SEED + 1000
+    for number, cycle in enumerate(cycles):
+        average = _run(cycle, unet, contexts, batch, first_seed, work / f"unet-{number}.pt")
+        first_seed += cycle.steps
+        with torch.no_grad():
+            for parameter, averaged in zip(unet.parameters(), average, strict=True):
+                parameter.copy_(averaged.half())
+    unet.half().save_pretrained(folder / "unet")
+    return unet
+
+
+def _run(
+    cycle: Cycle,
+    unet: UNet2DConditionModel,
+    contexts: "CaptionContexts",
+    batch: int,
+    first_seed: int,
+    checkpoint: Path,
+) -> list[torch.Tensor]:
+    """AdamW over one cycle, a tenth of the captions dropped for guidance; returns the exponential average."""
     parameters = list(unet.parameters())
-    average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
+    average, start = [p.detach().clone() for p in parameters], 0
+    optimizer = torch.optim.AdamW(parameters, lr=cycle.lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, cycle.lr, total_steps=cycle.steps, pct_start=0.05, cycle_momentum=False
     )
-    checkpoint, start = work / "unet.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         start, average = state["step"], state["average"]
@@ -39,8 +71,8 @@ def train_unet(
     compiled = torch.compile(unet)
     alphas = build_scheduler().alphas_cumprod
     began, running = time.time(), 0.0
-    for step in range(start, steps):
-        loss = denoising_loss(compiled, contexts, alphas, batch, torch.Generator().manual_seed(SEED + 1000 + step))
+    for step in range(start, cycle.steps):
+        loss = denoising_loss(compiled, contexts, alphas, batch, torch.Generator().manual_seed(first_seed + step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -51,17 +83,14 @@ def train_unet(
         running += loss.item()
         if (step + 1) % 50 == 0:
             pace = (time.time() - began) / (step + 1 - start)
-            print(f"unet step {step + 1}/{steps} loss {running / 50:.4f} {pace:.2f} s/step", flush=True)
+            print(f"unet step {step + 1}/{cycle.steps} loss {running / 50:.4f} {pace:.2f} s/step", flush=True)
             running = 0.0
-        if (step + 1) % 500 == 0:
+        if (step + 1) % 500 == 0 or step + 1 == cycle.steps:
             state = {"step": step + 1, "unet": unet.state_dict(), "average": average}
             state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-    with torch.no_grad():
-        for parameter, averaged in zip(parameters, average, strict=True):
-            parameter.copy_(averaged)
-    unet.half().save_pretrained(folder / "unet")
+    return average
 
 
 def denoising_loss(

@@ -5,9 +5,12 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
+from transformers.utils.logging import disable_progress_bar
 
 from saeuron import SaeuronError, SparseAutoencoder
 from saeuron.errors import nearest
+
+disable_progress_bar()  # of a text encoder, loaded in a moment: what a command prints is its own
 
 SAMPLERS = {
     "ddim": ("DDIMScheduler", {}),

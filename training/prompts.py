@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from saeuron import SaeuronError
 
 
@@ -64,6 +66,13 @@ def _tinycanvas(kind: str) -> list[dict[str, str]]:
 def labels(row: dict[str, str]) -> dict[str, str]:
     """Kind → concept of one prompt."""
     return {key: value for key, value in row.items() if key != "prompt"}
+
+
+def shuffled(rows: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:
+    """``count`` prompts in random order; every prompt comes once before any comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = [torch.randperm(len(rows), generator=generator) for _ in range(-(-count // len(rows)))]
+    return [rows[i] for i in torch.cat(rounds)[:count].tolist()]
 
 
 def concepts(rows: list[dict[str, str]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from .config import save_config
 from .host import generate
 from .models import load_model
 from .progress import track
-from .prompts import read_prompts
+from .prompts import read_prompts, shuffled
 
 
 @dataclass
@@ -70,8 +70,7 @@ def record(config: Record) -> list[Path]:
     widths = {h: h.module(pipeline.unet).config.in_channels for h in hookpoints}
     _check_size(config, count, widths)
 
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)) % len(rows)
-    schedule = [(rows[i], config.seed * 1_000_003 + n) for n, i in enumerate(order.tolist())]
+    schedule = [(row, config.seed * 1_000_003 + n) for n, row in enumerate(shuffled(rows, count, config.seed))]
     settings = _settings(config, count)
     folders = [config.output / hookpoint.name for hookpoint in hookpoints]
     writers = [

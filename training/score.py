@@ -12,7 +12,7 @@ from .config import save_config
 from .host import generate
 from .models import check_fits, load_model
 from .progress import track
-from .prompts import concepts, labels, read_prompts
+from .prompts import concepts, labels, read_prompts, shuffled
 
 
 @dataclass
@@ -69,12 +69,12 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
     count = config.images or len(rows)
     if min(count, config.steps, config.batch) < 1:
         raise SaeuronError("--images, --steps and --batch have to be at least 1")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)) % len(rows)
+    schedule = shuffled(rows, count, config.seed)
     pipeline.scheduler.set_timesteps(config.steps)
     timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})
     table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
     for start in track(range(0, count, config.batch), "scoring"):
-        picked = [rows[i] for i in order[start : start + config.batch].tolist()]
+        picked = schedule[start : start + config.batch]
         names = [list(labels(row).values()) for row in picked]
 
         def tap(tokens, timestep, conditional, names=names):

@@ -33,7 +33,7 @@ def model_calls(monkeypatch):
 
 
 def maps_of(pipeline, recording, hookpoint, recipe):
-    """{timestep: conditional tokens [B, N, d]}, drawn again from the prompts and seeds the recording is said to have."""
+    """{timestep: conditional tokens [B, N, d]}, drawn again from the prompts and seeds the recording names."""
     maps = {}
 
     def tap(tokens, timestep, conditional):

@@ -1,0 +1,218 @@
+import ast
+import dataclasses
+import errno
+import inspect
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import saeuron.files
+from saeuron import ConceptTable, Recording, save_sae
+from training.__main__ import COMMANDS, main
+
+NAME = "unet.up_blocks.1.attentions.1"
+STARS = [
+    {"prompt": "An image of star in neon style.", "object": "star", "style": "neon"},
+    {"prompt": "An image of heart.", "object": "heart", "style": "plain"},
+    {"prompt": "An image of circle in neon style.", "object": "circle", "style": "neon"},
+]
+
+
+@pytest.fixture
+def bench(tmp_path, make_sae, make_table):
+    """A folder with an SAE and its table, another SAE and a narrower one with theirs, and a few prompts."""
+    for name, sae in {"": make_sae(), "other-": make_sae(seed=1), "narrow-": make_sae(d_in=64)}.items():
+        save_sae(sae, tmp_path / f"{name}sae")
+        make_table(sae).save(tmp_path / f"{name}table")
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in STARS), "utf-8")
+    (tmp_path / "plain.txt").write_text("a star\n", "utf-8")
+    (tmp_path / "empty.txt").write_text("\n", "utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def run(bench, capfd):
+    """Run a command line in which {} is the bench's folder; returns the exit code and the lines on stderr."""
+
+    def run(line, *more):
+        capfd.readouterr()
+        code = main([part.replace("{}", str(bench)) for part in line.split()] + list(more))
+        return code, capfd.readouterr().err.splitlines()
+
+    return run
+
+
+GENERATE = "generate --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl"
+EVALUATE = "evaluate --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl --seeds 1"
+SEARCH = "search --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl --images 3"
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("train --recording {} --output {}/out", "is not a recording"),
+        ("record --output {}/out --hookpoints unet.up_blocks.1.attention.1", f"the nearest are {NAME}"),
+        ("record --output {}/out --max-gb 0.01", "and --max-gb is 0.01: raise it"),
+        ("record --output {}/out --prompts {}/empty.txt", "empty.txt holds no prompt"),
+        ("record --output {}/out --prompts {}/none.txt", "none.txt could not be read"),
+        ("record --output {}/out --model {}/none", "does not exist; give `tinycanvas`"),
+        ("score --sae {}/none --output {}/out/table", "none is not a folder with cfg.json and sae.safetensors"),
+        ("score --sae {}/narrow-sae --output {}/out/table", "width 64 and the hookpoint gives 128"),
+        ("score --sae {}/sae --output {}/out/table --prompts {}/plain.txt", "names no concepts"),
+        (GENERATE.replace("{}/sae", "{}/none"), "none is not a folder with cfg.json and sae.safetensors"),
+        (GENERATE.replace("{}/table", "{}/none"), "none does not exist"),
+        (GENERATE.replace("{}/table", "{}/other-table") + " --remove neon", "was made with the SAE"),
+        (GENERATE.replace("{}/", "{}/narrow-", 2) + " --remove neon", "width 64 and the hookpoint gives 128"),
+        (GENERATE + " --remove neom", "concept 'neom' is not in the table; the nearest are neon"),
+        (GENERATE + " --remove neon --settings {}/none.json", "none.json does not exist"),
+        (GENERATE.replace("prompts.jsonl", "empty.txt"), "empty.txt holds no prompt"),
+        (GENERATE + " --sampler eular", "the nearest are euler"),
+        (GENERATE.split(" --prompts")[0], "give --prompt or --prompts"),
+        (EVALUATE, "give --targets or --settings"),
+        (EVALUATE.replace("prompts.jsonl", "plain.txt") + " --targets neon", "'a star' does not say its object"),
+        (EVALUATE.replace("{}/table", "{}/other-table") + " --targets neon", "was made with the SAE"),
+        (EVALUATE.replace("{}/", "{}/narrow-", 2) + " --targets neon", "width 64 and the hookpoint gives 128"),
+        (SEARCH + " --targets moon", "the prompts need some that show 'moon'"),
+        (SEARCH + " --targets neon --strengths", "there is nothing to try"),
+        ("demo --output {}/out --targets neom", "--targets 'neom' is unknown to TinyCanvas; the nearest are neon"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2_and_leaves_nothing(run, bench, line, complaint):
+    code, told = run(line)
+    assert code == 2
+    assert len(told) == 1 and told[0].startswith("error: ") and complaint in told[0], told
+    assert not (bench / "out").exists()
+
+
+def test_of_a_command_of_its_own_nothing_else_reaches_the_terminal(bench):
+    command = [sys.executable, "-m", "training", "score", "--sae", str(bench / "narrow-sae"), "--output", "table"]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: this SAE reads tokens of width 64") and ended.stderr.count("\n") == 1
+
+
+def test_brackets_in_a_path_are_told_as_they_are(run):
+    assert run("score --sae {}/[bold]/[/x] --output {}/out")[1][0].endswith(
+        "/[bold]/[/x] is not a folder with cfg.json and sae.safetensors"
+    )
+
+
+def test_a_full_disk_gets_one_line_and_leaves_nothing_half_written(run, bench, monkeypatch):
+    synced = iter(range(4))  # the prompts, the manifest, the config and the first shard, though not its manifest
+
+    def fsync(_descriptor):
+        if next(synced, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(saeuron.files.os, "fsync", fsync)
+    code, told = run("record --output {}/out --images 2 --images-per-shard 1 --steps 1 --tokens-per-map 1")
+    assert code == 2 and len(told) == 1 and "No space left on device" in told[0]
+    assert not list((bench / "out").rglob("*.tmp"))
+    json.loads((bench / "out" / NAME / "manifest.json").read_text("utf-8"))
+
+
+def test_an_interrupt_is_told_and_gives_130(run, monkeypatch):
+    def interrupted(_self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS["record"], "run", interrupted)
+    code, told = run("record --output {}/out")
+    assert code == 130 and "the same command continues" in told[0]
+
+
+def documented(command):
+    """{field: its docstring} as the source gives them."""
+    body = ast.parse(inspect.getsource(command)).body[0].body
+    found = {}
+    for field, after in itertools.pairwise(body):
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and is_text:
+            found[field.target.id] = " ".join(after.value.value.split())
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_of_every_option_what_it_is_and_its_default(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ended.value.code == 0
+    fields = dataclasses.fields(COMMANDS[name])
+    texts = documented(COMMANDS[name])
+    assert texts.keys() == {field.name for field in fields}
+    for field in fields:
+        option, text = "--" + field.name.replace("_", "-"), texts[field.name]
+        assert f" {option}" in told and text in told, option
+        assert told[told.index(text) + len(text) :].lstrip().startswith(("(default: ", "(required)")), option
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(f" {name} " in told for name in COMMANDS)
+
+
+def saved_config(path, command):
+    """The config saved at ``path``: every field of the command, resolved."""
+    config = json.loads(path.read_text("utf-8"))
+    assert config.keys() == {field.name for field in dataclasses.fields(COMMANDS[command])}
+    return config
+
+
+def test_record_train_and_score_follow_each_other(run, bench):
+    line = f"record --output {{}}/rec --hookpoints {NAME} --images 4 --images-per-shard 2 --steps 3 --batch 2"
+    assert run(line)[0] == 0
+    config = saved_config(bench / "rec" / "record.config.json", "record")
+    assert (config["images"], config["steps"], config["tokens_per_map"], config["model"]) == (4, 3, 16, "tinycanvas")
+    assert Recording(bench / "rec" / NAME).complete
+
+    assert run(f"train --recording {{}}/rec/{NAME} --output {{}}/new --batch 32 --steps 5 --expansion 2 --k 4")[0] == 0
+    config = saved_config(bench / "new" / "train.config.json", "train")
+    assert (config["recording"], config["lr"]) == (str(bench / "rec" / NAME), 3e-4)
+
+    line = "score --sae {}/new --output {}/new/table.safetensors --prompts {}/prompts.jsonl --steps 2"
+    assert run(line)[0] == 0
+    assert saved_config(bench / "new" / "score.config.json", "score")["prompts"] == f"{bench}/prompts.jsonl"
+    table = ConceptTable.load(bench / "new" / "table.safetensors")
+    assert list(table.concepts.values()).count("object") == 3 and len(table.timesteps) == 2
+
+
+def test_generate_draws_pairs_and_a_grid(run, bench):
+    code, told = run(GENERATE + " --remove neon star --latents 64 --strength -20")
+    assert code == 0 and any(line.startswith("3 pairs of pictures") for line in told)
+    names = {path.name for path in (bench / "out").iterdir()}
+    pairs = {f"{when}-{n:04d}.png" for when in ("before", "after") for n in range(3)}
+    assert names == pairs | {"grid.png", "generate.config.json"}
+    before, after = ((bench / "out" / f"{when}-0000.png").read_bytes() for when in ("before", "after"))
+    assert before != after
+    config = saved_config(bench / "out" / "generate.config.json", "generate")
+    assert (config["remove"], config["strength"]) == (["neon", "star"], -20.0)
+
+
+def test_generate_without_a_concept_draws_each_picture_twice(run, bench):
+    assert run(GENERATE.split(" --prompts")[0] + " --batch 1 --prompt", "a star", "a heart")[0] == 0
+    for n in range(2):
+        before, after = ((bench / "out" / f"{when}-{n:04d}.png").read_bytes() for when in ("before", "after"))
+        assert before == after
+
+
+def test_search_finds_settings_that_evaluate_and_generate_take(run, bench):
+    assert run(SEARCH + " --targets neon --latents 1 4 --strengths -1 --per-timestep True")[0] == 0
+    saved_config(bench / "out" / "search.config.json", "search")
+    settings = json.loads((bench / "out" / "settings.json").read_text("utf-8"))
+    assert settings["concepts"]["neon"]["latents"] in (1, 4) and settings["images"] == 2 * 3
+
+    assert run(EVALUATE + " --settings {}/out/settings.json")[0] == 0
+    saved_config(bench / "out" / "evaluate.config.json", "evaluate")
+    report = json.loads((bench / "out" / "evaluation.json").read_text("utf-8"))
+    assert [target["name"] for target in report["targets"]] == ["neon"] and report["images"] == 3
+    assert report["targets"][0]["setting"] == settings["concepts"]["neon"]
+    assert "| neon | style |" in (bench / "out" / "evaluation.md").read_text("utf-8")
+    assert run(GENERATE + " --remove neon --settings {}/out/settings.json")[0] == 0

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from saeuron import Hookpoint, Recording, SaeuronError
+from saeuron.hookpoints import names
+from tinycanvas.model import build_text_encoder, load_tokenizer
+from training.models import SAMPLERS, check_fits, load_model
+from training.record import Record, record
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' samplers to numpy
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_keeps_the_model_s_own_noise_schedule(sampler):
+    pipeline = load_model("tinycanvas", sampler=sampler)
+    assert type(pipeline.scheduler).__name__ == SAMPLERS[sampler][0]
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_tinycanvas_is_loaded_for_inference(pipeline):
+    assert not pipeline.unet.training and not any(p.requires_grad for p in pipeline.unet.parameters())
+    assert pipeline.unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"sampler": "eular"}, "sampler 'eular' is unknown; the nearest are euler, euler-a"),
+        ({"model": "nowhere/at-all"}, "model nowhere/at-all does not exist; give `tinycanvas`"),
+        ({"device": "tpu"}, "device 'tpu' is not there; use --device cpu"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_what_there_is(monkeypatch, options, complaint):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SaeuronError, match=complaint):
+        load_model(**({"model": "tinycanvas"} | options))
+
+
+def test_what_is_no_stable_diffusion_model_is_refused_in_one_line(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(SaeuronError, match=r"could not be loaded as Stable Diffusion: \w") as refused:
+            load_model(str(path))
+        assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A diffusers folder of a Stable Diffusion 1.x in small, with random weights and a real VAE."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                          up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4),
+        text_encoder=build_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "model")  # fmt: skip
+    return tmp_path / "model"
+
+
+def test_a_local_diffusers_folder_is_recorded_like_the_built_in_model(folder, tmp_path):
+    places = names(load_model(str(folder)).unet)
+    assert "unet.up_blocks.1.attentions.1" in places
+    config = Record(tmp_path / "out", model=str(folder), hookpoints=tuple(places), images=2, steps=2, tokens_per_map=4)
+    widths = {}
+    for path in record(config):
+        recording = Recording(path)
+        assert recording.complete and len(recording) == 2 * 2 * 4
+        assert recording.read("shard-00000.safetensors").activations.isfinite().all()
+        widths[recording.hookpoint.name] = recording.d_in
+    assert widths["unet.up_blocks.1.attentions.1"] == 8 and widths["unet.mid_block.attentions.0"] == 16
+
+
+def test_an_sae_fits_only_where_name_and_width_do(pipeline, make_sae):
+    check_fits(make_sae(), pipeline)
+    for made in ({"hookpoint": None}, {"hookpoint": Hookpoint("unet.up_blocks.7")}, {"d_in": 64}):
+        with pytest.raises(SaeuronError):
+            check_fits(make_sae(**made), pipeline)
