@@ -48,7 +48,7 @@ def train_tokenizer(folder: Path = WEIGHTS) -> None:
 
 
 def train_judge(folder: Path = WEIGHTS, steps: int = 1500, batch: int = 128) -> None:
-    """The judge sees drawings under a little noise, so that it forgives what a diffusion model leaves of it."""
+    """The judge sees worn drawings, so that it forgives what a diffusion model does to colours and edges."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED + 1)
     judge = Judge().to(memory_format=torch.channels_last)
@@ -56,9 +56,7 @@ def train_judge(folder: Path = WEIGHTS, steps: int = 1500, batch: int = 128) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for step in range(steps):
         objects, styles = random_labels(batch, generator)
-        images = draw(objects, styles, generator)
-        noise = torch.randn(images.shape, generator=generator)
-        images = images + noise * 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
+        images = _wear(draw(objects, styles, generator), generator)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(images.to(memory_format=torch.channels_last))
         loss = cross_entropy(logits[0].float(), objects) + cross_entropy(logits[1].float(), styles)
@@ -68,6 +66,18 @@ def train_judge(folder: Path = WEIGHTS, steps: int = 1500, batch: int = 128) -> 
     save_file(
         {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}, folder / "judge.safetensors"
     )
+
+
+def _wear(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift contrast and colour, blur and add noise, each picture by amounts of its own."""
+
+    def amount(low: float, high: float, channels: int = 1) -> torch.Tensor:
+        return low + (high - low) * torch.rand(len(images), channels, 1, 1, generator=generator)
+
+    images = images * amount(0.85, 1.15) + amount(-0.15, 0.15, 3)
+    blurred = nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    images = images.lerp(blurred, amount(0, 0.7))
+    return images + torch.randn(images.shape, generator=generator) * amount(0, 0.3)
 
 
 def train_text(folder: Path = WEIGHTS, steps: int = 600, batch: int = 128) -> None:

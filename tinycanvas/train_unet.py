@@ -25,7 +25,7 @@ class Cycle:
     lr: float
 
 
-CYCLES = (Cycle(5200, 1.5e-3), Cycle(3000, 1e-3))
+CYCLES = (Cycle(5200, 1.5e-3), Cycle(3600, 1e-3))
 
 
 def train_unet(
