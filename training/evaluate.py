@@ -30,7 +30,7 @@ class Evaluate:
     targets: tuple[str, ...] = ()
     """Concepts to remove, one after another; default all of the settings file."""
     settings: Path | None = None
-    """settings.json with latents and strength per concept, as demo writes it; it wins over the two below."""
+    """settings.json with latents and strength per concept, as demo writes it; it wins over the three below."""
     latents: int = 1
     """Latents removed per concept and timestep (τ)."""
     strength: float = -1.0

@@ -31,7 +31,7 @@ class Generate:
     prompts: str | None = None
     """Prompt file (.txt or .jsonl), or tinycanvas:evaluation."""
     settings: Path | None = None
-    """settings.json with latents and strength per concept, as demo writes it; it wins over the two below."""
+    """settings.json with latents and strength per concept, as demo writes it; it wins over the three below."""
     latents: int = 1
     """Latents removed per concept and timestep (τ)."""
     strength: float = -1.0
