@@ -6,7 +6,30 @@ def extension():
     from comfy_api.latest import ComfyExtension, io
 
     class SAeUronExtension(ComfyExtension):
+        async def on_load(self) -> None:
+            from . import files, routes
+
+            files.register()
+            routes.register()
+
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
-            return []
+            from .concepts import ConceptSelector
+            from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
+            from .loader import SaeLoader
+            from .patches import FeatureAblatePatch, FeatureSteerPatch
+            from .recorder import ActivationRecorder
+            from .tinycanvas import TinyCanvas
+
+            return [
+                SaeLoader,
+                ConceptSelector,
+                FeatureAblatePatch,
+                FeatureSteerPatch,
+                ActivationRecorder,
+                FeatureProbe,
+                FeatureMap,
+                ConceptPlot,
+                TinyCanvas,
+            ]
 
     return SAeUronExtension()

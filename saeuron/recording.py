@@ -50,11 +50,12 @@ def bytes_per_token(d_in: int) -> int:
 class RecordingWriter:
     """Writes shards in any order and can be started again on a folder it was interrupted in.
 
-    ``settings`` are what made the activations; a folder begun with other settings is refused, never mixed.
+    ``settings`` are what made the activations; a folder begun with other settings is refused, never mixed. A recording
+    is planned, its ``prompts`` known from the start, or, where ``prompts`` is None, grows by `append`.
     """
 
     def __init__(
-        self, folder: str | Path, hookpoint: Hookpoint, d_in: int, prompts: list[dict], settings: dict
+        self, folder: str | Path, hookpoint: Hookpoint, d_in: int, prompts: list[dict] | None, settings: dict
     ) -> None:
         self.folder = Path(folder)
         self.manifest = {
@@ -76,7 +77,7 @@ class RecordingWriter:
                 raise SaeuronError(f"{self.folder} holds a recording made with other settings; choose another folder")
             self.manifest = before
         else:
-            write_json(self.folder / "prompts.json", {"prompts": prompts})
+            write_json(self.folder / "prompts.json", {"prompts": prompts or []})
             write_json(path, self.manifest)
 
     def has(self, shard: int) -> bool:
@@ -91,6 +92,19 @@ class RecordingWriter:
         self.manifest["shards"][_shard_name(shard)] = len(tokens)
         self.manifest["shards"] = dict(sorted(self.manifest["shards"].items()))
         write_json(self.folder / "manifest.json", self.manifest)
+
+    def append(self, prompts: list[dict], tokens: Tokens, seed: int) -> None:
+        """Add a shard with prompts of its own, which ``tokens.prompt`` counts from 0. Complete after every shard."""
+        known = read_json(self.folder / "prompts.json")["prompts"]
+        write_json(self.folder / "prompts.json", {"prompts": known + prompts})
+        moved = Tokens(tokens.activations, tokens.prompt + len(known), tokens.timestep, tokens.position)
+        self.manifest["complete"] = True
+        self.write(len(self.manifest["shards"]), moved, seed)
+
+    @property
+    def bytes(self) -> int:
+        """What the finished shards take on disk, but for their headers."""
+        return sum(self.manifest["shards"].values()) * bytes_per_token(self.manifest["d_in"])
 
     def finish(self) -> None:
         self.manifest["complete"] = True

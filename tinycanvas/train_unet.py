@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 from .captions import all_captions
 from .drawing import OBJECTS, STYLES, draw, random_labels
 from .model import WEIGHTS, build_scheduler, build_unet, load_tokenizer, to_latents, tokenize
+from .muon import Muon
 
 SEED = 20250118
 WORK = Path("out/tinycanvas")
@@ -19,27 +20,41 @@ WORK = Path("out/tinycanvas")
 
 @dataclass(frozen=True)
 class Cycle:
-    """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before."""
+    """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before.
+
+    ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`.
+    """
 
     steps: int
     lr: float
+    muon: bool = False
+    late: float = 0.0
+    misled: int = 0
+    rolled: int = 0
 
 
-CYCLES = (Cycle(5200, 1.5e-3), Cycle(3600, 1e-3))
+CYCLES = (Cycle(5200, 1.5e-3, late=0.5), Cycle(4500, 1e-3, muon=True, misled=12, rolled=16))
 
 
 def train_unet(
-    folder: Path = WEIGHTS, work: Path = WORK, cycles: tuple[Cycle, ...] = CYCLES, batch: int = 64
+    folder: Path = WEIGHTS, work: Path = WORK, cycles: tuple[Cycle, ...] = CYCLES, batch: int = 64, first: int = 0
 ) -> UNet2DConditionModel:
-    """Run the cycles that are not done yet and write the UNet, in half precision."""
+    """Run the cycles from number ``first`` on that are not done yet and write the UNet, in half precision.
+
+    ``first`` over 0 starts from the weights in ``folder``.
+    """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     contexts = CaptionContexts(folder)
-    unet = build_unet().to(memory_format=torch.channels_last)
-    first_seed = SEED + 1000
+    unet = build_unet()
+    if first:
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
+    unet = unet.to(memory_format=torch.channels_last)
     for number, cycle in enumerate(cycles):
+        if number < first:
+            continue
+        first_seed = SEED + 1000 + sum(done.steps for done in cycles[:number])
         average = _run(cycle, unet, contexts, batch, first_seed, work / f"unet-{number}.pt")
-        first_seed += cycle.steps
         with torch.no_grad():
             for parameter, averaged in zip(unet.parameters(), average, strict=True):
                 parameter.copy_(averaged.half())
@@ -55,29 +70,37 @@ def _run(
     first_seed: int,
     checkpoint: Path,
 ) -> list[torch.Tensor]:
-    """AdamW over one cycle, a tenth of the captions dropped for guidance; returns the exponential average."""
+    """One cycle, a tenth of the captions dropped for guidance; returns the exponential average."""
     parameters = list(unet.parameters())
     average, start = [p.detach().clone() for p in parameters], 0
-    optimizer = torch.optim.AdamW(parameters, lr=cycle.lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, cycle.lr, total_steps=cycle.steps, pct_start=0.05, cycle_momentum=False
-    )
+    optimizers = _optimizers(unet, cycle)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, cycle.lr, total_steps=cycle.steps, pct_start=0.05, cycle_momentum=False
+        )
+        for optimizer in optimizers
+    ]
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         start, average = state["step"], state["average"]
         unet.load_state_dict(state["unet"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for part, saved in zip([*optimizers, *schedules], state["parts"], strict=True):
+            part.load_state_dict(saved)
     compiled = torch.compile(unet)
     alphas = build_scheduler().alphas_cumprod
     began, running = time.time(), 0.0
     for step in range(start, cycle.steps):
-        loss = denoising_loss(compiled, contexts, alphas, batch, torch.Generator().manual_seed(first_seed + step))
-        optimizer.zero_grad(set_to_none=True)
+        generator = torch.Generator().manual_seed(first_seed + step)
+        noisy, t, context, target = noisy_batch(unet, contexts, alphas, cycle, batch, generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = compiled(noisy.to(memory_format=torch.channels_last), t, context).sample
+        loss = nn.functional.mse_loss(velocity.float(), target)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, parameters, 1 - min(0.999, (step + 1) / (step + 10)))
         running += loss.item()
@@ -86,29 +109,71 @@ def _run(
             print(f"unet step {step + 1}/{cycle.steps} loss {running / 50:.4f} {pace:.2f} s/step", flush=True)
             running = 0.0
         if (step + 1) % 500 == 0 or step + 1 == cycle.steps:
-            state = {"step": step + 1, "unet": unet.state_dict(), "average": average}
-            state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            parts = [part.state_dict() for part in [*optimizers, *schedules]]
+            state = {"step": step + 1, "unet": unet.state_dict(), "average": average, "parts": parts}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return average
 
 
-def denoising_loss(
-    unet: nn.Module, contexts: "CaptionContexts", alphas: torch.Tensor, batch: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Mean squared error of the predicted velocity ``v = √ᾱ ε − √(1−ᾱ) x₀`` on one batch of fresh drawings."""
+def _optimizers(unet: UNet2DConditionModel, cycle: Cycle) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for matrices and convolutions between the first and the last, and AdamW for the rest."""
+    named = dict(unet.named_parameters())
+    inner = {n for n, p in named.items() if cycle.muon and p.ndim > 1 and not n.startswith(("conv_in", "conv_out"))}
+    rest = [p for n, p in named.items() if n not in inner]
+    optimizers = [torch.optim.AdamW(rest, lr=cycle.lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)]
+    return [*optimizers, Muon([named[n] for n in named if n in inner], cycle.lr)] if inner else optimizers
+
+
+@torch.no_grad()
+def noisy_batch(
+    unet: nn.Module,
+    contexts: "CaptionContexts",
+    alphas: torch.Tensor,
+    cycle: Cycle,
+    batch: int,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, ...]:
+    """Noisy latents, timesteps, captions and the velocities ``v = √ᾱ ε − √(1−ᾱ) x₀`` to predict, on fresh drawings.
+
+    Most rows are a drawing plus noise. In sampling, though, the noisy picture is the model's own work, and text that
+    is followed only where the picture agrees is not followed at all. So ``misled`` rows show, under the noise,
+    another drawing at the same place than the caption speaks of; and ``rolled`` rows show what the model itself makes
+    of a noisier row. Their target still is the caption's drawing.
+    """
     objects, styles = random_labels(batch, generator)
-    clean = to_latents(draw(objects, styles, generator))
+    others, other_styles = random_labels(cycle.misled, generator)
+    same_style = torch.rand(cycle.misled, generator=generator) < 0.5
+    m, r = cycle.misled, cycle.misled + cycle.rolled
+    place = generator.get_state()
+    clean = to_latents(draw(objects[:m], styles[:m], generator)) if m else torch.empty(0, 12, 16, 16)
+    shown = clean
+    if m:
+        generator.set_state(place)
+        wrong = to_latents(draw(others, torch.where(same_style, styles[:m], other_styles), generator))
+        shown = clean.lerp(wrong, torch.rand(m, 1, 1, 1, generator=generator))
+    rest = to_latents(draw(objects[m:], styles[m:], generator))
+    clean, shown = torch.cat([clean, rest]), torch.cat([shown, rest])
     context = contexts.pick(objects, styles, generator)
-    # What a picture shows is decided while it is nearly all noise: half of the steps are taken from there.
+
     t = torch.randint(1000, (batch,), generator=generator)
-    t = torch.where(torch.rand(batch, generator=generator) < 0.5, t, 800 + t // 5)
+    # What a picture shows is decided while it is nearly all noise.
+    t = torch.where(torch.rand(batch, generator=generator) < cycle.late, 800 + t // 5, t)
+    t[:m] = 500 + t[:m] // 2
+    t[m:r] = 400 + t[m:r] * 6 // 10
+    signal, spread = (part[:, None, None, None] for part in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
     noise = torch.randn(clean.shape, generator=generator)
-    signal, spread = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
-    with torch.autocast("cpu", torch.bfloat16):
-        noisy = (signal * clean + spread * noise).to(memory_format=torch.channels_last)
-        velocity = unet(noisy, t, context).sample
-    return nn.functional.mse_loss(velocity.float(), signal * noise - spread * clean)
+    noisy = signal * shown + spread * noise
+    if r > m:
+        earlier = t[m:r] + ((999 - t[m:r]) * torch.rand(r - m, generator=generator)).long()
+        before, after = (part[:, None, None, None] for part in (alphas[earlier].sqrt(), (1 - alphas[earlier]).sqrt()))
+        start = before * clean[m:r] + after * noise[m:r]
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = unet(start.to(memory_format=torch.channels_last), earlier, context[m:r]).sample.float()
+        noisy[m:r] = signal[m:r] * (before * start - after * velocity)
+        noisy[m:r] += spread[m:r] * (after * start + before * velocity)
+    noise = (noisy - signal * clean) / spread.clamp(min=1e-3)
+    return noisy, t, context, signal * noise - spread * clean
 
 
 class CaptionContexts:

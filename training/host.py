@@ -36,8 +36,9 @@ def hooked(pipeline: StableDiffusionPipeline, taps: Mapping[Hookpoint, Tap]) -> 
                 edited = tap(tokens, timestep, conditional)
             if edited is tokens:
                 return None
-            maps = to_maps(edited, maps)
-            return (maps + before if residual else maps, *output[1:])
+            # The difference is added to the output, not the input to the result: an untouched token keeps every bit.
+            maps = output[0] + to_maps(edited - tokens, maps) if residual else to_maps(edited, maps)
+            return (maps, *output[1:])
 
         return hook
 

@@ -1,0 +1,96 @@
+"""SAE Loader."""
+
+import re
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+from comfy_api.latest import io, ui
+
+from ..saeuron import Hookpoint, SaeuronError
+from ..saeuron.checkpoints import Bundle, load_bundle
+from . import files
+from .sockets import CATEGORY, LoadedSae, Sae
+
+SITES = ("from file", "output", "residual")
+
+
+class SaeLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAeUronLoader",
+            display_name="SAE Loader",
+            category=CATEGORY,
+            description="Loads a sparse autoencoder, with its concepts where the file brings them.",
+            search_aliases=["sparse autoencoder", "unlearn", "erase concept"],
+            inputs=[
+                io.Combo.Input("sae_name", options=files.names(), tooltip="A file or folder in models/saes."),
+                io.String.Input(
+                    "hookpoint",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The block the SAE was trained on, such as unet.up_blocks.1.attentions.1. "
+                    "Leave empty where the file says it.",
+                ),
+                io.Combo.Input(
+                    "site",
+                    options=list(SITES),
+                    default=SITES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="What of the block the SAE reads: its output, or output minus input (residual).",
+                ),
+            ],
+            outputs=[Sae.Output("sae", display_name="SAE", tooltip="The autoencoder, and its concepts if it has any.")],
+            is_output_node=False,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, sae_name: str, **_) -> str:
+        path = files.resolve(sae_name)
+        parts = sorted(path.iterdir()) if path.is_dir() else [path]
+        return str([(part.name, part.stat().st_mtime_ns, part.stat().st_size) for part in parts])
+
+    @classmethod
+    def execute(cls, sae_name: str, hookpoint: str = "", site: str = SITES[0]) -> io.NodeOutput:
+        path = files.resolve(sae_name)
+        bundle = load_bundle(path)
+        place = _place(bundle, path, hookpoint.strip(), site)
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        patcher = patcher_class(
+            bundle.sae,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+        return io.NodeOutput(LoadedSae(sae_name, bundle, place, patcher), ui=ui.PreviewText(describe(bundle, place)))
+
+
+def _place(bundle: Bundle, path: Path, name: str, site: str) -> Hookpoint:
+    """Where the SAE reads: what the user says, else the file, else the name of its folder."""
+    own = bundle.sae.hookpoint
+    written = re.search(r"unet\.[\w.]*attentions\.\d+", str(path))
+    name = name or (own.name if own else "") or (written[0] if written else "")
+    if not name:
+        raise SaeuronError(
+            f"{path.name} does not say which block it reads: write it into `hookpoint`, "
+            "such as unet.up_blocks.1.attentions.1"
+        )
+    return Hookpoint(name, (own.site if own else "output") if site == SITES[0] else site)
+
+
+def describe(bundle: Bundle, place: Hookpoint) -> str:
+    """What the node shows under itself."""
+    sae, table = bundle.sae, bundle.table
+    lines = [
+        f"{place.name} ({place.site})",
+        f"width {sae.d_in}, {sae.n_latents} latents, {sae.activation} k {sae.k}",
+    ]
+    if sae.base_model:
+        lines.append(f"for {sae.base_model}")
+    if table is None:
+        lines.append("no concepts in this file: give the Concept Selector a table, or steer latents by number")
+    else:
+        lines.append(f"{len(table.concepts)} concepts: {', '.join(table.concepts)}")
+    return "\n".join(lines)

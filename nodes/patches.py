@@ -1,0 +1,149 @@
+"""Feature Ablate Patch and Feature Steer Patch."""
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..saeuron import SaeuronError
+from ..saeuron.edits import Ablate, Replace, Steer
+from .hook import APPLIES_TO, Patch, attach
+from .sockets import CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae
+
+MODES = ("ablate", "replace", "paper-exact")
+
+
+def _where() -> list[io.Input]:
+    """The inputs that both patches share: when, on which conditioning, and where in the picture."""
+    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
+    return [
+        io.Float.Input("start_percent", default=0.0, tooltip="Where in the sampling the edit begins.", **percent),
+        io.Float.Input("end_percent", default=1.0, tooltip="Where in the sampling the edit ends.", **percent),
+        io.Combo.Input(
+            "applies_to",
+            options=list(APPLIES_TO),
+            default=APPLIES_TO[0],
+            advanced=True,
+            tooltip="Edit while the model follows the positive prompt, the negative one, or both.",
+        ),
+        io.Mask.Input("mask", optional=True, tooltip="Where in the picture to edit. Without a mask: everywhere."),
+    ]
+
+
+class FeatureAblatePatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAeUronAblatePatch",
+            display_name="Feature Ablate Patch",
+            category=CATEGORY,
+            description="Takes concepts out of a model while it samples. The model itself stays as it is.",
+            search_aliases=["unlearn", "erase", "remove concept", "ablate"],
+            inputs=[
+                io.Model.Input("model"),
+                Sae.Input("sae"),
+                Concepts.Input("concepts"),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip="ablate: push the concept's latents away (SAeUron). replace: give tokens that show the "
+                    "concept the content of tokens that do not (PER). paper-exact: as SAeUron's published code does "
+                    "it, for published strengths.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Multiplies every concept's own strength. 0 leaves the model as it is.",
+                ),
+                *_where(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        sae: LoadedSae,
+        concepts: ChosenConcepts,
+        mode: str,
+        strength: float,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        applies_to: str = APPLIES_TO[0],
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(model)
+        selection = concepts.selection(strength)
+        edit = Replace(sae.sae, selection) if mode == "replace" else Ablate(sae.sae, selection, mode == "paper-exact")
+        patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
+        return io.NodeOutput(attach(model, patch, sae.patcher))
+
+
+class FeatureSteerPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAeUronSteerPatch",
+            display_name="Feature Steer Patch",
+            category=CATEGORY,
+            description="Turns chosen latents of an SAE up or down while a model samples.",
+            search_aliases=["steer", "latent", "sparse autoencoder"],
+            inputs=[
+                io.Model.Input("model"),
+                Sae.Input("sae"),
+                io.String.Input("latents", default="0", tooltip="Numbers of latents, separated by commas."),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="What their activations are multiplied with. 1 leaves them, 0 switches them off.",
+                ),
+                io.Float.Input(
+                    "add",
+                    default=0.0,
+                    min=-1000.0,
+                    max=1000.0,
+                    step=0.5,
+                    tooltip="What is added to their activations on every token.",
+                ),
+                *_where(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        sae: LoadedSae,
+        latents: str,
+        scale: float,
+        add: float,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        applies_to: str = APPLIES_TO[0],
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        edit = Steer(sae.sae, parse_latents(latents, sae.sae.n_latents), add=add, scale=scale)
+        patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
+        return io.NodeOutput(attach(model, patch, sae.patcher))
+
+
+def parse_latents(text: str, n_latents: int) -> torch.Tensor:
+    """Latent numbers separated by commas, ``[m]``; raises SaeuronError where one is not a latent of the SAE."""
+    try:
+        numbers = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise SaeuronError(f"`latents` is {text!r}: write numbers separated by commas, such as 12, 407") from None
+    wrong = [number for number in numbers if not 0 <= number < n_latents]
+    if wrong or not numbers:
+        named = f"{wrong[0]} is none of them" if wrong else "none is given"
+        raise SaeuronError(f"the SAE's latents are 0 to {n_latents - 1}, and {named}")
+    return torch.tensor(sorted(set(numbers)))

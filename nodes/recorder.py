@@ -1,0 +1,135 @@
+"""Activation Recorder."""
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
+from ..saeuron.hookpoints import SITES
+from ..saeuron.recording import Tokens, bytes_per_token
+from .hook import Patch, Place, attach, find
+from .sockets import CATEGORY
+
+
+class ActivationRecorder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAeUronActivationRecorder",
+            display_name="Activation Recorder",
+            category=CATEGORY,
+            description="Writes what passes a block while the model samples, to train an SAE on. Each finished "
+            "sampling adds one file to the recording; an interrupted one adds nothing.",
+            search_aliases=["record activations", "sparse autoencoder", "dataset"],
+            inputs=[
+                io.Model.Input("model"),
+                io.String.Input(
+                    "hookpoint",
+                    default="unet.up_blocks.1.attentions.1",
+                    tooltip="The block to record, in diffusers' naming.",
+                ),
+                io.Combo.Input("site", options=list(SITES), tooltip="The block's output, or output minus input."),
+                io.String.Input("folder", default="recordings/first", tooltip="Folder under ComfyUI's output folder."),
+                io.String.Input("prompt", multiline=True, default="", tooltip="What the pictures were asked to show."),
+                io.String.Input(
+                    "labels",
+                    default="",
+                    tooltip="Concepts by kind, for scores and supervised training: `object=cat, style=Van Gogh`.",
+                ),
+                io.Int.Input(
+                    "tokens_per_map",
+                    default=16,
+                    min=1,
+                    max=65536,
+                    tooltip="Tokens kept of each feature map, chosen at random.",
+                ),
+                io.Float.Input(
+                    "max_gb", default=10.0, min=0.001, max=100000.0, step=0.1, tooltip="The most the folder may hold."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the choice of tokens."),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        hookpoint: str,
+        site: str,
+        folder: str,
+        prompt: str,
+        labels: str,
+        tokens_per_map: int,
+        max_gb: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        place = Hookpoint(hookpoint.strip(), site)
+        find(model, place)
+        row = {"prompt": prompt} | parse_labels(labels)
+        recorder = Recorder(output_folder(folder), place, row, tokens_per_map, max_gb, seed)
+        return io.NodeOutput(attach(model, Patch(place, observer=recorder, applies_to="positive")))
+
+
+def output_folder(name: str) -> Path:
+    """``name`` under ComfyUI's output folder; raises SaeuronError where it would lie elsewhere."""
+    root = Path(folder_paths.get_output_directory()).resolve()
+    folder = (root / name).resolve()
+    if root not in folder.parents:
+        raise SaeuronError(f"`folder` is {name!r}: name a folder inside ComfyUI's output folder")
+    return folder
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """``kind=name`` pairs separated by commas."""
+    pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
+    if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
+        raise SaeuronError(f"`labels` is {text!r}: write `object=cat, style=Van Gogh`")
+    return {kind.strip(): name.strip() for kind, name in pairs}
+
+
+class Recorder:
+    """Keeps some tokens of every map of one sampling in memory, and writes them when it has finished."""
+
+    def __init__(
+        self, folder: Path, hookpoint: Hookpoint, row: dict, tokens_per_map: int, max_gb: float, seed: int
+    ) -> None:
+        self.folder, self.hookpoint, self.row = folder, hookpoint, row
+        self.tokens_per_map, self.max_gb, self.seed = tokens_per_map, max_gb, seed
+        self.begin()
+
+    def begin(self) -> None:
+        self.parts: list[Tokens] = []
+        self.pictures = 0
+        self.generator = torch.Generator().manual_seed(self.seed)
+        held = sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors"))
+        self.room = int(self.max_gb * 1e9) - held
+        if self.room <= 0:
+            raise SaeuronError(
+                f"{self.folder.name} holds {held / 1e9:.2f} GB: raise `max_gb`, or choose another folder"
+            )
+
+    def see(self, tokens: torch.Tensor, place: Place) -> None:
+        rows = place.rows.nonzero().squeeze(-1)
+        count = min(self.tokens_per_map, tokens.shape[1])
+        position = torch.rand(len(rows), tokens.shape[1], generator=self.generator).argsort(1)[:, :count]
+        self.room -= position.numel() * bytes_per_token(tokens.shape[2])
+        if self.room < 0 and self.parts:
+            return  # full: what was taken so far is still written, whole
+        kept = tokens[rows[:, None].to(tokens.device), position.to(tokens.device)]
+        picture = place.images[rows, None].expand_as(position)
+        timestep = torch.full_like(position, round(place.timestep))
+        fields = (picture, timestep, position)
+        self.parts.append(Tokens(kept.flatten(0, 1).half().cpu(), *(field.flatten() for field in fields)))
+        self.pictures = max(self.pictures, int(place.images.max()) + 1)
+
+    def end(self, finished: bool) -> None:
+        if finished and self.parts:
+            tokens = Tokens.cat(self.parts)
+            settings = {"model": "comfyui", "tokens_per_map": self.tokens_per_map}
+            writer = RecordingWriter(self.folder, self.hookpoint, tokens.activations.shape[1], None, settings)
+            writer.append([self.row] * self.pictures, tokens, self.seed)
+        self.parts = []

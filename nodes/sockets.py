@@ -1,0 +1,62 @@
+"""What travels between the pack's nodes, and under which name."""
+
+from dataclasses import dataclass
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..saeuron import Hookpoint, SaeuronError, Selection, SparseAutoencoder
+from ..saeuron.checkpoints import Bundle
+from ..saeuron.errors import nearest
+
+CATEGORY = "SAeUron"
+
+Sae = io.Custom("SAE")
+Concepts = io.Custom("CONCEPTS")
+FeatureRecord = io.Custom("FEATURE_RECORD")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedSae:
+    """An SAE with what came in its file; ``patcher`` is how ComfyUI loads, counts and offloads it."""
+
+    name: str
+    bundle: Bundle
+    hookpoint: Hookpoint
+    patcher: ModelPatcher
+
+    @property
+    def sae(self) -> SparseAutoencoder:
+        return self.bundle.sae
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one concept is to be taken out."""
+
+    latents: int = 1
+    strength: float = -1.0
+    per_timestep: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenConcepts:
+    """Concepts by name, with the table that knows their latents."""
+
+    table: object
+    choices: dict[str, Choice]
+
+    def selection(self, strength: float = 1.0) -> Selection:
+        """All of them in one Selection; ``strength`` multiplies each concept's own."""
+        return Selection.merge(
+            [
+                self.table.select(name, choice.latents, choice.strength * strength, choice.per_timestep)
+                for name, choice in self.choices.items()
+            ]
+        )
+
+
+def check_concept(table: object, name: str) -> None:
+    """Raise SaeuronError with the nearest names unless ``table`` has the concept."""
+    if name not in table.concepts:
+        raise SaeuronError(f"concept {name!r} is not in the table; the nearest are {nearest(name, table.concepts)}")

@@ -1,0 +1,183 @@
+"""TinyCanvas: the embedded small model as ComfyUI's own MODEL, CLIP and VAE, from the files in the pack."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import nn
+
+from .sockets import CATEGORY
+
+WEIGHTS = Path(__file__).parents[1] / "tinycanvas" / "weights"
+DOWNSCALE = 2
+
+
+class TinyCanvas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAeUronTinyCanvas",
+            display_name="TinyCanvas",
+            category=CATEGORY,
+            description="A small model that draws ten objects in nine styles at 32 × 32, to try the nodes without a "
+            "checkpoint. `An image of heart in neon style.` Give Empty Latent Image 32 × 32, 25 steps, CFG 3.",
+            search_aliases=["example model"],
+            inputs=[],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(load_model(), load_clip(), PixelVae())
+
+
+class PixelLatents(comfy.latent_formats.LatentFormat):
+    """Twelve channels at half the resolution: pixels, unshuffled."""
+
+    latent_channels = 12
+    spacial_downscale_ratio = DOWNSCALE
+
+
+class Multiple(Fraction):
+    """Channels of a level, as a multiple of the first level's: ComfyUI multiplies, and wants a whole number back."""
+
+    def __mul__(self, other: int) -> int:
+        return int(Fraction(self) * other)
+
+
+def operations(groups: int) -> type:
+    """ComfyUI's layers with ``groups`` groups in every normalisation, where its UNet would write 32."""
+
+    class Operations(comfy.ops.manual_cast):
+        class GroupNorm(comfy.ops.manual_cast.GroupNorm):
+            def __init__(self, num_groups: int, *args, **kwargs) -> None:
+                super().__init__(groups, *args, **kwargs)
+
+    return Operations
+
+
+def load_model() -> comfy.model_patcher.ModelPatcher:
+    config = json.loads((WEIGHTS / "unet" / "config.json").read_text())
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    down = [int("CrossAttn" in kind) for kind in config["down_block_types"]]
+    up = [int("CrossAttn" in kind) for kind in config["up_block_types"]]
+    model_config = comfy.supported_models.SD15(
+        {
+            "image_size": config["sample_size"],
+            "in_channels": config["in_channels"],
+            "out_channels": config["out_channels"],
+            "model_channels": channels[0],
+            "channel_mult": [Multiple(c, channels[0]) for c in channels],
+            "num_res_blocks": [layers] * len(channels),
+            "transformer_depth": [depth for depth in down for _ in range(layers)],
+            # ComfyUI takes these from the end.
+            "transformer_depth_output": [depth for depth in reversed(up) for _ in range(layers + 1)],
+            "transformer_depth_middle": 1,
+            "context_dim": config["cross_attention_dim"],
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": False,
+            "legacy": False,
+            "adm_in_channels": None,
+            "use_temporal_attention": False,
+        }
+    )
+    model_config.unet_config |= {"num_heads": config["attention_head_dim"], "num_head_channels": -1}
+    model_config.latent_format = PixelLatents()
+    model_config.custom_operations = operations(config["norm_num_groups"])
+    model_config.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.BaseModel(model_config, comfy.model_base.ModelType.V_PREDICTION)
+    names = comfy.utils.unet_to_diffusers(model_config.unet_config)
+    stored = comfy.utils.load_torch_file(str(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"))
+    model.diffusion_model.load_state_dict({names[name]: tensor.float() for name, tensor in stored.items()})
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher_class(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None) -> None:
+        config = json.loads((WEIGHTS / "text_encoder" / "config.json").read_text())
+
+        def tokenizer(**options):
+            return comfy.sd1_clip.SDTokenizer(
+                str(WEIGHTS / "tokenizer"),
+                max_length=config["max_position_embeddings"],
+                embedding_size=config["hidden_size"],
+                **options,
+            )
+
+        super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=tokenizer)
+
+
+class TextModel(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None) -> None:
+        config = json.loads((WEIGHTS / "text_encoder" / "config.json").read_text())
+        special = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
+        super().__init__(
+            device=device,
+            max_length=config["max_position_embeddings"],
+            textmodel_json_config=config,
+            dtype=dtype,
+            special_tokens=special,
+            return_projected_pooled=False,
+            model_options=model_options or {},
+        )
+
+
+class ClipModel(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None) -> None:
+        super().__init__(device, dtype, model_options or {}, clip_model=TextModel)
+
+
+def load_clip() -> comfy.sd.CLIP:
+    class Target:
+        params: dict = {}  # noqa: RUF012 (ComfyUI copies it)
+        clip, tokenizer = ClipModel, Tokenizer
+
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
+    stored = comfy.utils.load_torch_file(str(WEIGHTS / "text_encoder" / "model.safetensors"))
+    prefix = "" if any(name.startswith("text_model.") for name in stored) else "text_model."
+    clip.load_sd({prefix + name: tensor for name, tensor in stored.items()})
+    return clip
+
+
+class PixelVae:
+    """What nodes ask of a VAE, with the lossless pixel shuffle in its place. Images are ``[B, H, W, 3]`` in 0..1."""
+
+    latent_channels = PixelLatents.latent_channels
+    downscale_ratio = upscale_ratio = DOWNSCALE
+    patcher = None
+
+    def decode(self, latents: torch.Tensor, *_, **__) -> torch.Tensor:
+        return (nn.functional.pixel_shuffle(latents.float(), DOWNSCALE) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def encode(self, images: torch.Tensor, *_, **__) -> torch.Tensor:
+        pixels = images[..., :3].movedim(-1, 1) * 2 - 1
+        height, width = (size // DOWNSCALE * DOWNSCALE for size in pixels.shape[-2:])
+        return nn.functional.pixel_unshuffle(pixels[..., :height, :width], DOWNSCALE)
+
+    decode_tiled, encode_tiled = decode, encode
+
+    def spacial_compression_decode(self) -> int:
+        return DOWNSCALE
+
+    spacial_compression_encode = spacial_compression_decode
+
+    def temporal_compression_decode(self) -> None:
+        return None
+
+    temporal_compression_encode = temporal_compression_decode
