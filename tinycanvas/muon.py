@@ -33,7 +33,9 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 for parameter in parameters:
                     state = self.state[parameter]
-                    state.setdefault("average", torch.zeros_like(parameter)).lerp_(parameter.grad, 1 - group["momentum"])
+                    state.setdefault("average", torch.zeros_like(parameter)).lerp_(
+                        parameter.grad, 1 - group["momentum"]
+                    )
                 ahead = [p.grad.lerp(self.state[p]["average"], group["momentum"]) for p in parameters]
                 directions = orthogonal(torch.stack([direction.reshape(shape[0], -1) for direction in ahead]))
                 length = 0.2 * max(directions.shape[1:]) ** 0.5

@@ -22,7 +22,8 @@ WORK = Path("out/tinycanvas")
 class Cycle:
     """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before.
 
-    ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`.
+    ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`;
+    ``guidance`` is the most that rolled rows are guided by.
     """
 
     steps: int
@@ -31,9 +32,14 @@ class Cycle:
     late: float = 0.0
     misled: int = 0
     rolled: int = 0
+    guidance: float = 1.0
 
 
-CYCLES = (Cycle(5200, 1.5e-3, late=0.5), Cycle(4500, 1e-3, muon=True, misled=12, rolled=16))
+CYCLES = (
+    Cycle(5200, 1.5e-3, late=0.5),
+    Cycle(4500, 1e-3, muon=True, misled=12, rolled=16),
+    Cycle(2000, 1e-3, muon=True, misled=12, rolled=20, guidance=4.0),
+)
 
 
 def train_unet(
@@ -168,12 +174,32 @@ def noisy_batch(
         earlier = t[m:r] + ((999 - t[m:r]) * torch.rand(r - m, generator=generator)).long()
         before, after = (part[:, None, None, None] for part in (alphas[earlier].sqrt(), (1 - alphas[earlier]).sqrt()))
         start = before * clean[m:r] + after * noise[m:r]
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = unet(start.to(memory_format=torch.channels_last), earlier, context[m:r]).sample.float()
+        velocity = _guided(unet, start, earlier, context[m:r], contexts.empty, cycle.guidance, generator)
         noisy[m:r] = signal[m:r] * (before * start - after * velocity)
         noisy[m:r] += spread[m:r] * (after * start + before * velocity)
     noise = (noisy - signal * clean) / spread.clamp(min=1e-3)
     return noisy, t, context, signal * noise - spread * clean
+
+
+def _guided(
+    unet: nn.Module,
+    noisy: torch.Tensor,
+    t: torch.Tensor,
+    context: torch.Tensor,
+    empty: torch.Tensor,
+    most: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The velocity that sampling would follow, guided by between 1 and ``most``."""
+    if most > 1:
+        noisy, t, context = noisy.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([context, empty.expand_as(context)])
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = unet(noisy.to(memory_format=torch.channels_last), t, context).sample.float()
+    if most == 1:
+        return velocity
+    told, untold = velocity.chunk(2)
+    scale = 1 + (most - 1) * torch.rand(len(told), 1, 1, 1, generator=generator)
+    return untold + scale * (told - untold)
 
 
 class CaptionContexts:
