@@ -47,7 +47,7 @@ def train_tokenizer(folder: Path = WEIGHTS) -> None:
     (place / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
-def train_judge(folder: Path = WEIGHTS, steps: int = 1500, batch: int = 128) -> None:
+def train_judge(folder: Path = WEIGHTS, steps: int = 2000, batch: int = 128) -> None:
     """The judge sees worn drawings, so that it forgives what a diffusion model does to colours and edges."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED + 1)
@@ -69,15 +69,25 @@ def train_judge(folder: Path = WEIGHTS, steps: int = 1500, batch: int = 128) -> 
 
 
 def _wear(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift contrast and colour, blur and add noise, each picture by amounts of its own."""
+    """Bend outlines, shift contrast and colour, blur and add noise, each picture by amounts of its own."""
 
     def amount(low: float, high: float, channels: int = 1) -> torch.Tensor:
         return low + (high - low) * torch.rand(len(images), channels, 1, 1, generator=generator)
 
+    images = _bend(images, amount(0, 2.5), generator)
     images = images * amount(0.85, 1.15) + amount(-0.15, 0.15, 3)
     blurred = nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
     images = images.lerp(blurred, amount(0, 0.7))
     return images + torch.randn(images.shape, generator=generator) * amount(0, 0.3)
+
+
+def _bend(images: torch.Tensor, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Move every place by up to about ``pixels`` ``[B, 1, 1, 1]``, neighbours together."""
+    size = images.shape[-1]
+    field = torch.randn(len(images), 2, 6, 6, generator=generator) * (2 / size) * pixels / 1.5
+    field = nn.functional.interpolate(field, (size, size), mode="bicubic", align_corners=False)
+    still = nn.functional.affine_grid(torch.eye(2, 3).expand(len(images), -1, -1), images.shape, align_corners=False)
+    return nn.functional.grid_sample(images, still + field.movedim(1, -1), padding_mode="border", align_corners=False)
 
 
 def train_text(folder: Path = WEIGHTS, steps: int = 600, batch: int = 128) -> None:

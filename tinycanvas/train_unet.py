@@ -23,7 +23,7 @@ class Cycle:
     """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before.
 
     ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`;
-    ``guidance`` is the most that rolled rows are guided by.
+    ``guidance`` is the most that rolled rows are guided by. Half of the rows show one of the ``practised`` objects.
     """
 
     steps: int
@@ -33,12 +33,14 @@ class Cycle:
     misled: int = 0
     rolled: int = 0
     guidance: float = 1.0
+    practised: tuple[str, ...] = ()
 
 
 CYCLES = (
     Cycle(5200, 1.5e-3, late=0.5),
     Cycle(4500, 1e-3, muon=True, misled=12, rolled=16),
     Cycle(2000, 1e-3, muon=True, misled=12, rolled=20, guidance=4.0),
+    Cycle(1000, 8e-4, muon=True, misled=12, rolled=20, guidance=4.0, practised=("star", "circle", "diamond")),
 )
 
 
@@ -148,6 +150,10 @@ def noisy_batch(
     of a noisier row. Their target still is the caption's drawing.
     """
     objects, styles = random_labels(batch, generator)
+    if cycle.practised:
+        hard = torch.tensor([OBJECTS.index(name) for name in cycle.practised])
+        drawn = hard[torch.randint(len(hard), (batch,), generator=generator)]
+        objects = torch.where(torch.rand(batch, generator=generator) < 0.5, drawn, objects)
     others, other_styles = random_labels(cycle.misled, generator)
     same_style = torch.rand(cycle.misled, generator=generator) < 0.5
     m, r = cycle.misled, cycle.misled + cycle.rolled
