@@ -2,9 +2,10 @@
 
 import asyncio
 
-from ..saeuron import SaeuronError
+from ..saeuron import ConceptTable, SaeuronError
 from ..saeuron.checkpoints import load_bundle
 from . import files
+from .concepts import FROM_FILE
 
 
 def register() -> None:
@@ -12,11 +13,12 @@ def register() -> None:
     from server import PromptServer
 
     async def concepts(request: web.Request) -> web.Response:
-        name = request.query.get("sae", "")
-        if name not in files.names():
-            return web.json_response({"error": f"there is no SAE file {name!r}"}, status=404)
+        name, table = request.query.get("sae", ""), request.query.get("table", FROM_FILE)
+        for given, known in ((name, files.names()), (table, [FROM_FILE, *files.tables()])):
+            if given not in known:
+                return web.json_response({"error": f"there is no file {given!r} in models/saes"}, status=404)
         try:
-            found = await asyncio.to_thread(_concepts, name)
+            found = await asyncio.to_thread(_concepts, name, table)
         except SaeuronError as error:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response({"concepts": found})
@@ -25,6 +27,7 @@ def register() -> None:
         PromptServer.instance.routes.get("/saeuron/concepts")(concepts)
 
 
-def _concepts(name: str) -> dict[str, str]:
-    table = load_bundle(files.resolve(name)).table
-    return {} if table is None else dict(table.concepts)
+def _concepts(name: str, table: str) -> dict[str, str]:
+    """Concept → kind."""
+    known = load_bundle(files.resolve(name)).table if table == FROM_FILE else ConceptTable.load(files.path(table))
+    return {} if known is None else dict(known.concepts)

@@ -55,6 +55,8 @@ class Multiple(Fraction):
     def __mul__(self, other: int) -> int:
         return int(Fraction(self) * other)
 
+    __rmul__ = __mul__
+
 
 def operations(groups: int) -> type:
     """ComfyUI's layers with ``groups`` groups in every normalisation, where its UNet would write 32."""
@@ -151,7 +153,12 @@ def load_clip() -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
     stored = comfy.utils.load_torch_file(str(WEIGHTS / "text_encoder" / "model.safetensors"))
     prefix = "" if any(name.startswith("text_model.") for name in stored) else "text_model."
-    clip.load_sd({prefix + name: tensor for name, tensor in stored.items()})
+    stored = {prefix + name: tensor for name, tensor in stored.items()}
+    # ComfyUI's text model always has room for CLIP's whole vocabulary; ours is the beginning of it.
+    name = "text_model.embeddings.token_embedding.weight"
+    room = torch.zeros(clip.cond_stage_model.state_dict()[f"clip_l.transformer.{name}"].shape)
+    room[: len(stored[name])] = stored[name]
+    clip.load_sd(stored | {name: room})
     return clip
 
 

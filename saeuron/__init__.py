@@ -1,9 +1,10 @@
 """SAeUron's method on tokens: sparse autoencoders, concept tables, selections, edits, recordings. Pure torch."""
 
+from .assignment import assign, assign_at_random, read_assignment, select_assigned
 from .autoencoder import Code, SparseAutoencoder
 from .checkpoints import load_sae, save_sae
 from .concepts import ConceptTable
-from .edits import Ablate
+from .edits import Ablate, Replace, Steer
 from .errors import SaeuronError
 from .hookpoints import Hookpoint
 from .recording import Recording, RecordingWriter
@@ -16,9 +17,15 @@ __all__ = [
     "Hookpoint",
     "Recording",
     "RecordingWriter",
+    "Replace",
     "SaeuronError",
     "Selection",
     "SparseAutoencoder",
+    "Steer",
+    "assign",
+    "assign_at_random",
     "load_sae",
+    "read_assignment",
     "save_sae",
+    "select_assigned",
 ]

@@ -9,7 +9,14 @@ from torch import nn
 from .errors import SaeuronError
 from .hookpoints import Hookpoint
 
-ACTIVATIONS = ("topk", "batch_topk")
+ACTIVATIONS = ("topk", "batch_topk", "jumprelu", "sigmoid_topk")
+
+_THRESHOLD_OF = {
+    "topk": "no threshold",
+    "batch_topk": "one number as threshold, or none",
+    "jumprelu": "a tensor of one threshold per latent",
+    "sigmoid_topk": "no threshold",
+}
 
 
 @dataclass(frozen=True)
@@ -21,12 +28,18 @@ class Code:
 
 
 class SparseAutoencoder(nn.Module):
-    """``f = act(relu(W_enc (x − b_dec) + b_enc))`` and ``x̂ = f W_dec + b_dec`` (SAeUron §3.1).
+    """``f = act(W_enc (x − b_dec) + b_enc)`` and ``x̂ = f W_dec + b_dec`` (SAeUron §3.1).
 
     ``W_enc`` and ``W_dec`` are ``[n_latents, d_in]``, ``b_enc`` is ``[n_latents]``, ``b_dec`` is ``[d_in]``. The
-    activation keeps, of each token, the ``k`` largest latents (``topk``), or every latent over one threshold learnt in
-    training (``batch_topk``, whose threshold stands for the batch-wide top k·B). A ``batch_topk`` without a threshold,
-    as SAeUron publishes them, runs as ``topk``.
+    activation is one of
+
+    - ``topk``: of each token the ``k`` largest latents, through a ReLU;
+    - ``batch_topk``: every latent over one threshold learnt in training, which stands for the batch-wide top k·B.
+      Without a threshold, as SAeUron publishes them, it runs as ``topk``;
+    - ``jumprelu``: every latent over a threshold of its own ``[n_latents]``, 0 for a plain ReLU. ``k`` decides nothing;
+    - ``sigmoid_topk``: of each token the ``k`` largest latents, through a sigmoid (G-SAE), 0 elsewhere.
+
+    Raises SaeuronError where the activation is unknown, ``k`` is out of range or the threshold is not of its kind.
     """
 
     def __init__(
@@ -35,7 +48,7 @@ class SparseAutoencoder(nn.Module):
         n_latents: int,
         k: int,
         activation: str = "topk",
-        threshold: float | None = None,
+        threshold: float | torch.Tensor | None = None,
         hookpoint: Hookpoint | None = None,
         base_model: str = "",
     ) -> None:
@@ -44,8 +57,16 @@ class SparseAutoencoder(nn.Module):
             raise SaeuronError(f"activation {activation!r} is unknown; it is one of {', '.join(ACTIVATIONS)}")
         if not 0 < k <= n_latents:
             raise SaeuronError(f"k is {k} and has to lie between 1 and the number of latents, {n_latents}")
+        if (activation == "jumprelu") != isinstance(threshold, torch.Tensor):
+            raise SaeuronError(f"a {activation} SAE takes {_THRESHOLD_OF[activation]}")
         self.d_in, self.n_latents, self.k = d_in, n_latents, k
-        self.activation, self.threshold = activation, threshold
+        self.activation = activation
+        if isinstance(threshold, torch.Tensor):
+            if threshold.shape != (n_latents,):
+                raise SaeuronError(f"threshold has shape {list(threshold.shape)} and there are {n_latents} latents")
+            self.register_buffer("threshold", threshold.detach())  # goes where the weights go
+        else:
+            self.threshold = threshold
         self.hookpoint, self.base_model = hookpoint, base_model
         self.config: dict = {}
         self.metrics: dict = {}
@@ -63,7 +84,8 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def uses_threshold(self) -> bool:
-        return self.activation == "batch_topk" and self.threshold is not None
+        """Whether latents are kept each by its own value, and not because few others are larger."""
+        return self.activation in ("batch_topk", "jumprelu") and self.threshold is not None
 
     def check_width(self, tokens: torch.Tensor) -> None:
         if tokens.shape[-1] != self.d_in:
@@ -80,21 +102,22 @@ class SparseAutoencoder(nn.Module):
         return nn.functional.linear(tokens.to(weight.dtype), weight, bias)
 
     def encode_sparse(self, tokens: torch.Tensor, per_token: bool = False) -> Code:
-        """The active latents of ``tokens`` ``[..., d_in]``. ``per_token`` forces top-k where there is a threshold."""
-        pre = self.pre_activations(tokens).relu()
-        if not self.uses_threshold or per_token:
-            return Code(*pre.topk(self.k, dim=-1, sorted=False))
-        kept = torch.where(pre > self.threshold, pre, 0)
+        """The active latents of ``tokens`` ``[..., d_in]``. ``per_token`` runs a ``batch_topk`` as top-k."""
+        pre = self.pre_activations(tokens)
+        if self._competes(per_token):
+            values, latents = pre.topk(self.k, dim=-1, sorted=False)
+            return Code(self._strength(values), latents)
+        kept = self._over(pre)
         width = max(int((kept > 0).sum(-1).max()), 1)
         return Code(*kept.topk(width, dim=-1, sorted=False))
 
     def encode(self, tokens: torch.Tensor, per_token: bool = False) -> torch.Tensor:
         """Dense latents ``[..., n_latents]`` of ``tokens`` ``[..., d_in]``."""
-        pre = self.pre_activations(tokens).relu()
-        if self.uses_threshold and not per_token:
-            return torch.where(pre > self.threshold, pre, 0)
+        pre = self.pre_activations(tokens)
+        if not self._competes(per_token):
+            return self._over(pre)
         values, latents = pre.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter_(-1, latents, values)
+        return torch.zeros_like(pre).scatter_(-1, latents, self._strength(values))
 
     def encode_at(self, tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         """Activations ``[T, m]`` of a few ``latents`` ``[m]`` on ``tokens`` ``[T, d_in]``, at O(T·m·d_in).
@@ -103,16 +126,28 @@ class SparseAutoencoder(nn.Module):
         competition from other latents. Only tokens where one exceeds it pay for the whole encoder, since only there
         the top-k competition decides anything.
         """
-        values = self.pre_activations(tokens, latents).relu()
+        pre = self.pre_activations(tokens, latents)
         if self.uses_threshold:
-            return torch.where(values > self.threshold, values, 0)
+            return self._over(pre, latents)
+        values = self._strength(pre)
         rows = (values > floor).any(-1).nonzero().squeeze(-1)
         if len(rows):
-            contested = self.pre_activations(tokens[rows]).relu()
+            contested = self.pre_activations(tokens[rows])
             weakest = contested.topk(self.k, dim=-1).values[:, -1:]
             own = contested[:, latents]
-            values = values.index_copy(0, rows, torch.where(own >= weakest, own, 0))
+            values = values.index_copy(0, rows, torch.where(own >= weakest, self._strength(own), 0))
         return values
+
+    def _competes(self, per_token: bool) -> bool:
+        return not self.uses_threshold or (per_token and self.activation == "batch_topk")
+
+    def _strength(self, pre: torch.Tensor) -> torch.Tensor:
+        """What latents that won the top-k competition show; both functions keep the order that it was won in."""
+        return pre.sigmoid() if self.activation == "sigmoid_topk" else pre.relu()
+
+    def _over(self, pre: torch.Tensor, latents: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        threshold = self.threshold[latents] if self.activation == "jumprelu" else self.threshold
+        return torch.where(pre > threshold, pre, 0).relu()
 
     def decode(self, code: torch.Tensor) -> torch.Tensor:
         """Tokens ``[..., d_in]`` from dense latents ``[..., n_latents]``."""
@@ -130,10 +165,11 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """What tables name this SAE by: 16 hexadecimal digits of the SHA-256 of its four tensors as first asked for."""
+        """What tables name this SAE by: 16 hexadecimal digits of the SHA-256 of its tensors as first asked for."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            for tensor in (self.W_enc, self.b_enc, self.W_dec, self.b_dec):
+            own = (self.threshold,) if self.activation == "jumprelu" else ()
+            for tensor in (self.W_enc, self.b_enc, self.W_dec, self.b_dec, *own):
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint

@@ -3,7 +3,8 @@
 A shard is a safetensors file of ``activations`` ``[N, d_in]`` (float16), ``prompt`` (uint32), ``timestep`` and
 ``position`` (uint16), its rows already shuffled. ``manifest.json`` says what was recorded and lists the finished
 shards; ``prompts.json`` holds the prompts and their labels. A shard that the manifest does not list is not part of the
-recording.
+recording. Where several processes write one recording, each but the first lists its shards in a ``part-….json`` of its
+own, which the first enters in the manifest when it opens or finishes the recording.
 """
 
 import hashlib
@@ -52,12 +53,22 @@ class RecordingWriter:
 
     ``settings`` are what made the activations; a folder begun with other settings is refused, never mixed. A recording
     is planned, its ``prompts`` known from the start, or, where ``prompts`` is None, grows by `append`.
+
+    Several processes write one planned recording, each with a ``part`` of its own and shards that no other writes. Part
+    0 opens the folder before all others, and finishes it after they are done.
     """
 
     def __init__(
-        self, folder: str | Path, hookpoint: Hookpoint, d_in: int, prompts: list[dict] | None, settings: dict
+        self,
+        folder: str | Path,
+        hookpoint: Hookpoint,
+        d_in: int,
+        prompts: list[dict] | None,
+        settings: dict,
+        part: int = 0,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder, self.part = Path(folder), part
+        self._own: dict[str, int] = {}
         self.manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -79,6 +90,8 @@ class RecordingWriter:
         else:
             write_json(self.folder / "prompts.json", {"prompts": prompts or []})
             write_json(path, self.manifest)
+        if part == 0:
+            self._gather()
 
     def has(self, shard: int) -> bool:
         return _shard_name(shard) in self.manifest["shards"]
@@ -89,9 +102,9 @@ class RecordingWriter:
         tensors = {"activations": tokens.activations[order].half()}
         tensors |= {name: getattr(tokens, name)[order].to(dtype) for name, dtype in COLUMNS.items()}
         write_tensors(self.folder / _shard_name(shard), tensors)
-        self.manifest["shards"][_shard_name(shard)] = len(tokens)
-        self.manifest["shards"] = dict(sorted(self.manifest["shards"].items()))
-        write_json(self.folder / "manifest.json", self.manifest)
+        self._own[_shard_name(shard)] = len(tokens)
+        self._enter({_shard_name(shard): len(tokens)})
+        self._save()
 
     def append(self, prompts: list[dict], tokens: Tokens, seed: int) -> None:
         """Add a shard with prompts of its own, which ``tokens.prompt`` counts from 0. Complete after every shard."""
@@ -107,8 +120,31 @@ class RecordingWriter:
         return sum(self.manifest["shards"].values()) * bytes_per_token(self.manifest["d_in"])
 
     def finish(self) -> None:
+        """Say that the recording is complete, with the shards that other processes wrote."""
+        self._gather()
         self.manifest["complete"] = True
-        write_json(self.folder / "manifest.json", self.manifest)
+        self._save()
+
+    def _enter(self, shards: dict[str, int]) -> None:
+        self.manifest["shards"] = dict(sorted((self.manifest["shards"] | shards).items()))
+
+    def _save(self) -> None:
+        if self.part == 0:
+            write_json(self.folder / "manifest.json", self.manifest)
+        else:
+            content = {"settings_hash": self.manifest["settings_hash"], "shards": self._own}
+            write_json(self.folder / f"part-{self.part:05d}.json", content)
+
+    def _gather(self) -> None:
+        """Enter in the manifest what the other processes list; their lists are then gone."""
+        parts = {path: read_json(path) for path in sorted(self.folder.glob("part-*.json"))}
+        for part in parts.values():
+            if part.get("settings_hash") == self.manifest["settings_hash"]:
+                self._enter(part["shards"])
+        if parts:
+            self._save()
+        for path in parts:
+            path.unlink(missing_ok=True)
 
 
 class Recording:
@@ -156,12 +192,19 @@ class Recording:
         return Tokens(tensors["activations"], *(tensors[name].long() for name in COLUMNS))
 
     def batches(
-        self, size: int, seed: int, epoch: int, interleave: int = 4, shards: list[str] | None = None
+        self,
+        size: int,
+        seed: int,
+        epoch: int,
+        interleave: int = 4,
+        shards: list[str] | None = None,
+        by_map: bool = False,
     ) -> Iterator[Tokens]:
         """One pass over the recording in batches of ``size``, mixed from ``interleave`` shards at a time.
 
-        ``shards`` names those to read, None all of them. The order depends on ``seed`` and
-        ``epoch`` only. Rows that do not fill a last batch are left for other epochs.
+        ``shards`` names those to read, None all of them. ``by_map`` keeps the tokens of one map (one image at one
+        timestep) together, where the end of a batch does not cut them. The order depends on ``seed`` and ``epoch``
+        only. Rows that do not fill a last batch are left for other epochs.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         names = list(self.shards) if shards is None else shards
@@ -169,11 +212,18 @@ class Recording:
         rest: list[Tokens] = []
         for start in range(0, len(names), interleave):
             pool = Tokens.cat(rest + [self.read(name) for name in names[start : start + interleave]])
-            order = torch.randperm(len(pool), generator=generator)
+            order = _maps_together(pool, generator) if by_map else torch.randperm(len(pool), generator=generator)
             whole = len(pool) // size * size
             for at in range(0, whole, size):
                 yield pool.pick(order[at : at + size])
             rest = [pool.pick(order[whole:])]
+
+
+def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
+    """The rows of ``tokens`` in an order that takes one map after another, the maps at random."""
+    maps = torch.stack([tokens.prompt, tokens.timestep]).unique(dim=1, return_inverse=True)[1]
+    rank = torch.randperm(int(maps.max()) + 1, generator=generator)
+    return rank[maps].argsort(stable=True)
 
 
 def _shard_name(shard: int) -> str:

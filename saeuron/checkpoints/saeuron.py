@@ -1,7 +1,9 @@
 """SAeUron's layout, a folder of ``cfg.json`` and ``sae.safetensors``, which is also what this project writes.
 
 Ours adds keys to ``cfg.json`` (hookpoint, site, threshold, fingerprint …) and leaves the tensors as SAeUron's own code
-reads them. A folder that came without those keys is written back without them, byte for byte.
+reads them; an activation that SAeUron does not have is named there too, and ``jumprelu`` adds the tensor ``threshold``.
+A folder that came without those keys is written back without them, byte for byte. SAEmnesia's are the same, some with
+``d_model`` and ``n_dirs_local`` for ``d_in`` and ``num_latents``.
 """
 
 import json
@@ -13,21 +15,19 @@ from ..autoencoder import SparseAutoencoder
 from ..errors import SaeuronError
 from ..files import read_json, read_tensors, write_tensors, write_text
 from ..hookpoints import Hookpoint
+from .canonical import hookpoint_of
 
 FORMAT, VERSION = "saeuron-sae", 1
 TENSORS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 # multi_topk changes training only; these would change what encode has to do.
-UNSUPPORTED = ("sample_topk", "input_unit_norm", "transcode", "skip_connection")
+UNSUPPORTED = ("sample_topk", "input_unit_norm")
 
 
-def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAutoencoder:
-    """Load an SAE; ``dtype`` converts it, None keeps the file's.
+def load(folder: Path) -> SparseAutoencoder:
+    """Load an SAE; where its config does not say where it reads, a folder named after a hookpoint does.
 
     Raises SaeuronError naming the file and field: missing file, missing or misshapen tensor, unsupported option.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise SaeuronError(f"{folder} is not a folder with cfg.json and sae.safetensors")
     config = read_json(folder / "cfg.json")
     if config.get("format", FORMAT) != FORMAT:
         raise SaeuronError(f"{folder / 'cfg.json'} describes a {config['format']}, not an SAE")
@@ -36,15 +36,19 @@ def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAuto
     for key in UNSUPPORTED:
         if config.get(key):
             raise SaeuronError(f"{folder / 'cfg.json'} sets {key}, which is not supported")
-    if config.get("activation", "topk") != "topk":  # sparsify's key; SAeUron has none
-        raise SaeuronError(f"{folder / 'cfg.json'} sets activation {config['activation']!r}, which is not supported")
+    activation = config.get("activation", "topk")
+    if activation == "topk" and config.get("batch_topk"):
+        activation = "batch_topk"
     tensors, _ = read_tensors(folder / "sae.safetensors")
-    missing = sorted(set(TENSORS) - set(tensors))
+    names = TENSORS | ({"threshold": "threshold"} if activation == "jumprelu" else {})
+    missing, unknown = sorted(set(names) - set(tensors)), sorted(set(tensors) - set(names))
     if missing:
         raise SaeuronError(f"{folder / 'sae.safetensors'} lacks {', '.join(missing)}")
+    if unknown:
+        raise SaeuronError(f"{folder / 'sae.safetensors'} holds {', '.join(unknown)}, which is not supported")
     try:
-        d_in, k = int(config["d_in"]), int(config["k"])
-        n_latents = int(config.get("num_latents") or d_in * int(config["expansion_factor"]))
+        d_in, k = int(config.get("d_model") or config["d_in"]), int(config["k"])
+        n_latents = int(config.get("num_latents") or config.get("n_dirs_local") or d_in * config["expansion_factor"])
     except (KeyError, TypeError, ValueError) as error:
         raise SaeuronError(f"{folder / 'cfg.json'} has no usable value for {error}") from None
 
@@ -53,9 +57,9 @@ def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAuto
             d_in,
             n_latents,
             k,
-            activation="batch_topk" if config.get("batch_topk") else "topk",
-            threshold=config.get("threshold"),
-            hookpoint=Hookpoint(config["hookpoint"], config.get("site", "output")) if config.get("hookpoint") else None,
+            activation=activation,
+            threshold=tensors["threshold"] if activation == "jumprelu" else config.get("threshold"),
+            hookpoint=_hookpoint(config, folder),
             base_model=config.get("base_model", ""),
         )
     except SaeuronError as error:
@@ -72,17 +76,23 @@ def load_sae(folder: str | Path, dtype: torch.dtype | None = None) -> SparseAuto
     if stated and stated != sae.fingerprint:
         raise SaeuronError(f"{folder / 'sae.safetensors'} is not the file cfg.json was written for; fetch both again")
     sae.config = config
-    _ = sae.fingerprint  # taken of the file's own bytes, before any conversion
-    return sae.to(dtype) if dtype else sae
+    return sae
+
+
+def _hookpoint(config: dict, folder: Path) -> Hookpoint | None:
+    site = config.get("site", "output")
+    return Hookpoint(config["hookpoint"], site) if config.get("hookpoint") else hookpoint_of(folder, site)
 
 
 def save_sae(sae: SparseAutoencoder, folder: str | Path, **notes: object) -> None:
     """Write ``sae`` to ``folder``; ``notes`` are further JSON values for ``cfg.json``, such as how it was trained."""
     folder = Path(folder)
     foreign = sae.config and "format" not in sae.config
-    told_more = notes or sae.hookpoint or sae.threshold is not None or sae.base_model
+    read_elsewhere = sae.hookpoint and sae.hookpoint != _hookpoint(sae.config, folder)
+    told_more = notes or read_elsewhere or sae.threshold is not None or sae.base_model
     config = sae.config if foreign and not told_more else sae.config | _describe(sae) | notes
-    write_tensors(folder / "sae.safetensors", {stored: getattr(sae, own) for stored, own in TENSORS.items()})
+    names = TENSORS | ({"threshold": "threshold"} if sae.activation == "jumprelu" else {})
+    write_tensors(folder / "sae.safetensors", {stored: getattr(sae, own) for stored, own in names.items()})
     write_text(folder / "cfg.json", json.dumps(config))
 
 
@@ -100,10 +110,12 @@ def _describe(sae: SparseAutoencoder) -> dict:
         "d_in": sae.d_in,
         "format": FORMAT,
         "version": VERSION,
-        "threshold": sae.threshold,
+        "threshold": None if sae.activation == "jumprelu" else sae.threshold,
         "fingerprint": sae.fingerprint,
         "base_model": sae.base_model,
     }
+    if sae.activation not in ("topk", "batch_topk"):
+        described["activation"] = sae.activation
     if sae.hookpoint:
         described |= {"hookpoint": sae.hookpoint.name, "site": sae.hookpoint.site}
     return described

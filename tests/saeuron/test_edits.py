@@ -192,3 +192,50 @@ def test_a_selection_of_another_sae_is_refused_with_both_named(make_sae):
     with pytest.raises(SaeuronError) as refusal:
         Ablate(sae, select(other, [3]))
     assert sae.fingerprint in str(refusal.value) and other.fingerprint in str(refusal.value)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("paper_exact", [False, True])
+def test_scaled_by_the_norm_of_the_code_it_agrees_with_the_rule_written_plainly(
+    make_sae, make_tokens, options, paper_exact
+):
+    sae, tokens = make_sae(**options), make_tokens(2, 60, 16)
+    sae.W_dec.mul_(torch.linspace(0.5, 2, 64)[:, None])
+    latents = frequent(sae, tokens)
+    selection = select(sae, latents)
+    f = sae.encode(tokens, per_token=paper_exact).double()
+    size = f.norm(dim=-1, keepdim=True) / sae.W_dec[latents].double().norm(dim=-1)
+    own = f[..., latents]
+    change = torch.where(own > 0.4, (-3.0 * size - 1) * own, 0) @ sae.W_dec[latents].double()
+    error = f @ sae.W_dec.double() + sae.b_dec.double() - tokens.double()
+    expected = tokens.double() + change + (2 * error if paper_exact else 0)
+    got = Ablate(sae, selection, paper_exact, scale="norm")(tokens, 501)
+    assert relative_difference(got, expected) < RELATIVE
+    shows_it = (own > 0.4).any(-1)
+    assert paper_exact or torch.equal(got[~shows_it], tokens[~shows_it])
+
+
+def test_outside_its_window_it_is_the_identity(make_sae, make_tokens):
+    sae, tokens = make_sae(), make_tokens(2, 60, 16)
+    selection = select(sae, frequent(sae, tokens))
+    edit = Ablate(sae, selection, start=800, end=400.5)
+    for timestep, acts in ((999, False), (800.1, False), (800, True), (501, True), (400.5, True), (400, False)):
+        assert (edit(tokens, timestep) is not tokens) == acts, timestep
+    assert torch.equal(edit(tokens, 501), Ablate(sae, selection)(tokens, 501))
+    assert Ablate(sae, selection, paper_exact=True, start=500)(tokens, 501) is tokens
+
+
+def test_an_unknown_scale_is_refused(make_sae):
+    sae = make_sae()
+    with pytest.raises(SaeuronError, match="'median' is unknown; it is one of mean, norm"):
+        Ablate(sae, select(sae, [3]), scale="median")
+
+
+def test_gradients_flow_through_an_edit_where_they_are_kept(make_sae, make_tokens):
+    sae, tokens = make_sae(), make_tokens(2, 60, 16).requires_grad_(True)
+    edit = Ablate(sae, select(sae, frequent(sae, tokens.detach())))
+    moved = edit(tokens, 501)
+    moved.sum().backward()
+    untouched = (moved == tokens).all(-1)
+    assert torch.equal(tokens.grad[untouched], torch.ones(int(untouched.sum()), 16))
+    assert (tokens.grad[~untouched] != 1).any()

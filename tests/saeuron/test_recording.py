@@ -212,3 +212,31 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path):
     path.write_bytes((tmp_path / "other" / path.name).read_bytes())
     with pytest.raises(SaeuronError, match=r"shard-00003\.safetensors is not the shard"):
         Recording(tmp_path).read(path.name)
+
+
+def test_parts_written_side_by_side_become_what_one_writer_makes(tmp_path):
+    record(tmp_path / "alone")
+    writers = [open_writer(tmp_path / "together", part=part) for part in range(3)]
+    for shard in (4, 0, 3, 1, 2):
+        writers[shard % 3].write(shard, rows(shard), seed=shard)
+    assert len(Recording(tmp_path / "together")) == 20, "a manifest lists the first part's shards until all are done"
+    writers[0].finish()
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+
+
+def test_what_a_part_wrote_before_an_interrupt_is_found_by_any_number_of_writers(tmp_path):
+    record(tmp_path / "alone")
+    writers = [open_writer(tmp_path / "resumed", part=part) for part in range(2)]
+    writers[1].write(1, rows(1), seed=1), writers[1].write(3, rows(3), seed=3)
+    resumed = open_writer(tmp_path / "resumed")
+    assert [resumed.has(shard) for shard in range(5)] == [False, True, False, True, False]
+    again = open_writer(tmp_path / "resumed", part=1)
+    assert again.has(3), "who comes second reads what the first has collected"
+    again.write(0, rows(0), seed=0)
+    record(tmp_path / "resumed")
+    assert files(tmp_path / "resumed") == files(tmp_path / "alone")
+
+
+def test_a_part_of_another_recording_is_left_out(tmp_path):
+    (tmp_path / "part-00001.json").write_text('{"settings_hash": "other", "shards": {"shard-00009.safetensors": 10}}')
+    assert list(Recording(record(tmp_path)).shards)[-1] == "shard-00004.safetensors"

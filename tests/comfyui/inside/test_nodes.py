@@ -1,0 +1,152 @@
+"""The other nodes: what they give, and what they refuse."""
+
+import folder_paths
+import pytest
+import torch
+
+
+@pytest.fixture
+def output(tmp_path):
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def recorder(pack, output, tinycanvas):
+    def record(**options):
+        settings = {
+            "hookpoint": "unet.up_blocks.1.attentions.1",
+            "site": "output",
+            "folder": "recordings/one",
+            "prompt": "a neon heart",
+            "labels": "object=heart, style=neon",
+            "tokens_per_map": 8,
+            "max_gb": 1.0,
+            "seed": 0,
+        } | options
+        return pack("recorder").ActivationRecorder.execute(tinycanvas[0], **settings).args[0]
+
+    return record
+
+
+def test_each_sampling_adds_a_whole_shard(pack, output, recorder, sample, tinycanvas):
+    model = recorder()
+    plain = sample(tinycanvas[0], shape=(2, 16, 16), steps=4)
+    assert torch.equal(sample(model, shape=(2, 16, 16), steps=4), plain)
+    sample(model, steps=4)
+    recording = pack("saeuron", "").Recording(output / "recordings" / "one")
+    assert recording.complete and list(recording.shards.values()) == [2 * 4 * 8, 4 * 8]
+    tokens = recording.read(next(iter(recording.shards)))
+    assert recording.prompts == [{"prompt": "a neon heart", "object": "heart", "style": "neon"}] * 3
+    assert sorted(tokens.prompt.unique().tolist()) == [0, 1] and len(tokens.timestep.unique()) == 4
+    assert recording.read(list(recording.shards)[1]).prompt.unique().tolist() == [2]
+
+
+def test_an_interrupted_sampling_adds_nothing(pack, output, recorder, sample):
+    def stop(step, *_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(recorder(), callback=stop)
+    assert not list(output.rglob("shard-*"))
+
+
+def test_a_full_folder_is_refused_before_sampling(output, recorder, sample):
+    sample(recorder(), steps=2)
+    with pytest.raises(ValueError, match="max_gb"):
+        recorder(max_gb=1e-6)
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/tmp/elsewhere", ""])
+def test_recordings_stay_in_the_output_folder(recorder, folder):
+    with pytest.raises(ValueError, match="output folder"):
+        recorder(folder=folder)
+
+
+def test_bad_labels_are_explained(recorder):
+    with pytest.raises(ValueError, match="object=cat"):
+        recorder(labels="heart")
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("neon", {"neon": (0, 0.0)}),
+        ("Van Gogh, star: 4 × -8", {"Van Gogh": (0, 0.0), "star": (4, -8.0)}),
+        ("star: 2x-1.5\nmoon:3", {"star": (2, -1.5), "moon": (3, 0.0)}),
+    ],
+)
+def test_concepts_are_read_with_their_own_numbers(pack, text, parsed):
+    assert pack("concepts").parse(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["star: many", "star: -1 × 2", "star: 1 × nan"])
+def test_concepts_that_cannot_be_read_are_explained(pack, text):
+    with pytest.raises(ValueError, match="star"):
+        pack("concepts").parse(text)
+
+
+def test_an_unknown_concept_names_the_nearest(pack, sae):
+    with pytest.raises(ValueError, match="neon"):
+        pack("concepts").ConceptSelector.execute(sae, "neonn", 0, 0.0)
+
+
+def test_no_concept_is_explained(pack, sae):
+    with pytest.raises(ValueError, match="`concepts` is empty"):
+        pack("concepts").ConceptSelector.execute(sae, " ", 0, 0.0)
+
+
+def test_steering_changes_the_picture(pack, tinycanvas, sae, sample):
+    patch = pack("patches").FeatureSteerPatch
+    plain = sample(tinycanvas[0])
+    nothing = patch.execute(tinycanvas[0], sae, "3, 5", 1.0, 0.0).args[0]
+    more = patch.execute(tinycanvas[0], sae, "3, 5", 1.0, 40.0).args[0]
+    assert torch.equal(sample(nothing), plain) and not torch.equal(sample(more), plain)
+
+
+@pytest.mark.parametrize("text", ["one", "", "99999", "-1"])
+def test_latents_that_are_none_are_explained(pack, tinycanvas, sae, text):
+    with pytest.raises(ValueError, match="latents"):
+        pack("patches").FeatureSteerPatch.execute(tinycanvas[0], sae, text, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("mode", ["ablate", "replace", "paper-exact"])
+def test_every_mode_changes_the_picture(tinycanvas, neon, sample, mode):
+    assert not torch.equal(sample(neon(tinycanvas[0], mode=mode)), sample(tinycanvas[0]))
+
+
+def test_a_probe_sees_without_changing_and_maps_are_drawn(pack, tinycanvas, sae, sample):
+    maps = pack("feature_maps")
+    chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 0, 0.0).args[0]
+    model, record = maps.FeatureProbe.execute(tinycanvas[0], sae, "3, 5", chosen).args
+    latents = sample(model)
+    assert torch.equal(latents, sample(tinycanvas[0]))
+    assert list(record.seen) == ["latent 3", "latent 5", "neon"] and len(record.seen["neon"]) == 6
+    picture = tinycanvas[2].decode(latents)
+    drawn, curve = maps.FeatureMap.execute(record, picture, 2, 0).args
+    assert drawn.shape[0] == curve.shape[0] == 1 and drawn.shape[-1] == 3 and 0 <= drawn.min() <= drawn.max() <= 1
+    with pytest.raises(ValueError, match="`picture` is 1"):
+        maps.FeatureMap.execute(record, picture, 2, 1)
+
+
+def test_a_probe_fires_more_where_the_concept_is_asked_for(pack, tinycanvas, sae, sample):
+    maps = pack("feature_maps")
+    chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 0, 0.0).args[0]
+    model, record = maps.FeatureProbe.execute(tinycanvas[0], sae, "", chosen).args
+    means = []
+    for style in ("neon", "sepia"):
+        sample(model, f"An image of heart in {style} style.")
+        means.append(torch.stack(list(record.seen["neon"].values())).mean())
+    assert means[0] > 3 * means[1]
+
+
+def test_a_concept_is_plotted(pack, sae):
+    (plot,) = pack("feature_maps").ConceptPlot.execute(sae, "neon", 3).args
+    assert plot.shape[0] == 1 and plot.shape[-1] == 3 and plot.std() > 0.01
+
+
+def test_pictures_go_through_the_vae_unharmed(tinycanvas):
+    vae, image = tinycanvas[2], torch.rand(2, 32, 48, 3)
+    assert (vae.decode(vae.encode(image)) - image).abs().max() < 1e-6
