@@ -1,0 +1,163 @@
+"""ComfyUI's own front end in headless Chromium: every workflow as a user sees it.
+
+Screenshots go to the folder that SCREENSHOTS names, or to ``out/screenshots``.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.comfyui
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: the browser was NOT tested")
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "out" / "screenshots"))
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
+RENDERERS = {"classic": False, "nodes-2.0": True}
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
+STEP = 120_000
+"""Milliseconds that one step in the browser may take."""
+
+# Nodes without a definition are those that ComfyUI draws red; notes have none and need none.
+STRANGERS = """() => app.graph.nodes
+  .filter((node) => node.has_errors || (!node.constructor.nodeData && !node.isVirtualNode))
+  .map((node) => node.type)"""
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def models(server):
+    """Files of the names that the workflows for Stable Diffusion ask for; nothing reads them."""
+    wanted = ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors"]
+    wanted += [f"saes/unet.up_blocks.1.attentions.{i}/sae.safetensors" for i in (1, 2)]
+    for name in wanted:
+        file = server.base / "models" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+@pytest.fixture
+def open_page(browser, server, models):
+    """The front end, with or without Nodes 2.0, past its welcome."""
+    pages = []
+
+    def open_it(vue: bool):
+        server.post("/settings", SETTINGS | {"Comfy.VueNodes.Enabled": vue})
+        page = browser.new_page(viewport={"width": 1680, "height": 1050})
+        pages.append(page)
+        page.set_default_timeout(STEP)
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(server.url)
+        page.wait_for_function("() => window.app?.graph && app.extensionManager && app.vueAppReady")
+        return page
+
+    yield open_it
+    for page in pages:
+        page.close()
+
+
+def load_workflow(page, name: str) -> dict:
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
+    page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1000)
+    return workflow
+
+
+def screenshot(page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_no_node_or_widget_is_missing(open_page, name, renderer):
+    page = open_page(RENDERERS[renderer])
+    workflow = load_workflow(page, name)
+    assert page.evaluate(STRANGERS) == []
+    saved = {node["id"]: node for node in page.evaluate("() => app.graph.serialize()")["nodes"]}
+    for node in workflow["nodes"]:
+        assert saved[node["id"]].get("widgets_values", []) == node.get("widgets_values", [])
+    assert page.errors == []
+    screenshot(page, name if renderer == "classic" else f"{name}.{renderer}")
+
+
+@pytest.mark.parametrize("name", QUEUED)
+def test_the_api_format_is_what_the_browser_would_queue(open_page, load, name):
+    page = open_page(False)
+    load_workflow(page, name)
+    queued = page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert queued == load(name)
+
+
+def queue(page, server) -> None:
+    """Press the keys that queue the workflow, and wait until every node that saves has shown its pictures."""
+    before = set(server.get_json("/history"))
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("""() => app.graph.findNodesByType("SaveImage")
+      .every((node) => app.nodeOutputs[node.id]?.images?.length)""")
+    page.wait_for_timeout(2000)
+    (number,) = set(server.get_json("/history")) - before
+    assert server.get_json(f"/history/{number}")[number]["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("name", QUEUED)
+def test_the_result_is_seen(open_page, server, name):
+    page = open_page(False)
+    load_workflow(page, name)
+    queue(page, server)
+    assert page.evaluate(STRANGERS) == [] and page.errors == []
+    screenshot(page, name)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_concept_is_picked_and_queued(open_page, server, renderer):
+    page = open_page(RENDERERS[renderer])
+    load_workflow(page, "tinycanvas_unlearn")
+    if RENDERERS[renderer]:
+        page.get_by_role("button", name="add concept…").click()
+    else:
+        x, y = page.evaluate("""() => {
+          const node = app.graph.findNodesByType("SAeUronConceptSelector")[0];
+          const button = node.widgets.find((widget) => widget.type === "button");
+          const [x, y] = app.canvas.ds.convertOffsetToCanvas([
+            node.pos[0] + node.size[0] / 2, node.pos[1] + button.y + button.height / 2]);
+          const canvas = app.canvas.canvas.getBoundingClientRect();
+          return [canvas.left + x, canvas.top + y];
+        }""")
+        page.mouse.click(x, y)
+    offered = page.locator(".litecontextmenu .litemenu-entry")
+    offered.first.wait_for()
+    assert "heart (object)" in offered.all_inner_texts()
+    screenshot(page, f"concepts.{renderer}")
+    offered.get_by_text("star (object)", exact=True).click()
+    concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
+      .find((widget) => widget.name === "concepts").value"""
+    assert page.evaluate(concepts) == "neon, star"
+
+    queue(page, server)
+    described = """() => app.graph.findNodesByType("SAeUronLoader")[0].widgets
+      .find((widget) => widget.name === "contents").value"""
+    assert "unet.up_blocks.1.attentions.1" in page.evaluate(described)
+    assert page.errors == []
+    screenshot(page, f"result.{renderer}")
+
+
+def test_without_an_sae_the_button_says_what_to_do(open_page):
+    page = open_page(True)
+    load_workflow(page, "tinycanvas_unlearn")
+    page.evaluate("""() => app.graph.findNodesByType("SAeUronConceptSelector")[0].disconnectInput(0)""")
+    page.get_by_role("button", name="add concept…").click()
+    page.get_by_text("Connect an SAE Loader to `sae` first.").wait_for()

@@ -1,0 +1,251 @@
+"""A real ComfyUI with this pack in ``custom_nodes``, asked over HTTP as its own front end asks it."""
+
+import json
+import os
+import subprocess
+import urllib.error
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from saeuron import ConceptTable, Hookpoint, Recording, SparseAutoencoder, save_sae
+
+pytestmark = pytest.mark.comfyui
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
+LOCALES = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text("utf-8"))
+PACK = "ComfyUI-SAeUron"
+BLOCK = "unet.up_blocks.1.attentions.1"
+
+
+def find(workflow: dict, name: str) -> str:
+    """The id of the one node with this title, or of this class."""
+    (found,) = (i for i, node in workflow.items() if name in (node["_meta"]["title"], node["class_type"]))
+    return found
+
+
+def only(workflow: dict, *names: str) -> dict:
+    """``workflow`` with what the named nodes need, and nothing else."""
+    kept, wanted = {}, [find(workflow, name) for name in names]
+    while wanted:
+        node = wanted.pop()
+        kept[node] = workflow[node]
+        wanted += [value[0] for value in workflow[node]["inputs"].values() if isinstance(value, list)]
+    return kept
+
+
+def drawn(server, workflow: dict, *names: str) -> list[numpy.ndarray]:
+    """The pictures that the named nodes show, once the workflow has run."""
+    shown = server.run(workflow)
+    return [server.images(shown[find(workflow, name)]["images"]) for name in names]
+
+
+def judged(images: numpy.ndarray) -> dict[str, list[str]]:
+    """What TinyCanvas's judge names in pictures of bytes, by kind."""
+    from training.judging import judge_tinycanvas
+
+    pictures = torch.from_numpy(images).movedim(-1, 1).float() / 255
+    return judge_tinycanvas(pictures, [{"object": "", "style": ""}] * len(pictures)).found
+
+
+def test_neon_is_gone_and_the_heart_stays(server, load):
+    before, after = drawn(server, load("tinycanvas_unlearn"), "Before", "After")
+    assert judged(before)["style"].count("neon") >= 3
+    assert judged(after)["style"].count("neon") == 0
+    assert judged(after)["object"].count("heart") >= 3
+
+
+@pytest.mark.parametrize("style", ["candy", "blueprint"])
+def test_a_bystander_is_left_alone(server, load, style):
+    workflow = only(load("tinycanvas_unlearn"), "After")
+    workflow[find(workflow, "Prompt")]["inputs"]["text"] = f"An image of heart in {style} style."
+    (after,) = drawn(server, workflow, "After")
+    assert judged(after)["style"].count(style) >= 3
+
+
+def test_the_unpatched_branch_is_what_a_graph_without_patches_draws(server, load):
+    workflow = load("tinycanvas_unlearn")
+    plain = only(workflow, "Before")
+    assert not {"SAeUronLoader", "SAeUronAblatePatch"} & {node["class_type"] for node in plain.values()}
+    server.forget()
+    (alone,) = drawn(server, plain, "Before")
+    server.forget()
+    before, after = drawn(server, workflow, "Before", "After")
+    assert not {i for i, node in workflow.items() if node["class_type"] == "KSampler"} & server.cached
+    assert numpy.array_equal(before, alone) and not numpy.array_equal(after, alone)
+
+
+def test_nothing_stays_behind_once_the_patch_is_disconnected(server, load):
+    workflow = load("tinycanvas_unlearn")
+    server.forget()
+    (alone,) = drawn(server, only(workflow, "Before"), "Before")
+    server.forget()
+    drawn(server, only(workflow, "After"), "After")  # the model is loaded, patched and sampled
+    (again,) = drawn(server, only(workflow, "Before"), "Before")
+    assert find(workflow, "SAeUronTinyCanvas") in server.cached  # the very same model
+    assert numpy.array_equal(again, alone)
+
+
+def test_steering_follows_its_mask(server, load):
+    workflow = load("steer")
+    before, right = drawn(server, workflow, "Before", "After")
+    change = numpy.abs(right.astype(float) - before).mean((0, 1, 3))
+    assert change[16:].mean() > change[:16].mean()  # the rest of the picture answers, as its parts see each other
+    workflow[find(workflow, "Right half: on")]["inputs"]["value"] = 0.0
+    (nowhere,) = drawn(server, only(workflow, "After"), "After")
+    assert numpy.array_equal(nowhere, before)
+
+
+def test_recording_leaves_the_picture_and_adds_a_shard_a_run(server, load):
+    workflow = load("record")
+    recorder, sampler = find(workflow, "SAeUronActivationRecorder"), workflow[find(workflow, "KSampler")]["inputs"]
+    workflow[recorder]["inputs"]["folder"] = "recordings/http"
+    (recorded,) = drawn(server, workflow, "Picture")
+    sampler["seed"] += 1
+    server.run(workflow)
+    sampler["seed"] -= 1
+    sampler["model"] = workflow[recorder]["inputs"]["model"]
+    (plain,) = drawn(server, only(workflow, "Picture"), "Picture")
+    assert numpy.array_equal(recorded, plain)
+    recording = Recording(server.base / "output" / "recordings" / "http")
+    assert recording.d_in == 128 and list(recording.shards.values()) == [4 * 25 * 16] * 2
+    row = {"prompt": "An image of heart in neon style.", "object": "heart", "style": "neon"}
+    assert recording.prompts == [row] * 8
+
+
+def test_maps_curve_and_plot_are_drawn(server, load):
+    workflow = load("inspect")
+    maps, curve, plot = drawn(server, workflow, "Maps", "Curve", "Concept Plot")
+    for picture in (maps, curve, plot):
+        assert picture.shape[0] == 1 and min(picture.shape[1:3]) > 100 and picture.std() > 5
+    workflow[find(workflow, "SAeUronFeatureMap")]["inputs"]["ranges"] = 2
+    server.run(workflow)
+    assert find(workflow, "KSampler") in server.cached  # another drawing needs no second sampling
+
+
+@pytest.mark.parametrize("name", QUEUED)
+def test_comfy_cli_runs_it(server, load, name, tmp_path):
+    command = server.comfyui.python.parent / "comfy"
+    if not command.exists():
+        pytest.skip("no comfy-cli beside ComfyUI's python")
+    workflow = load(name)
+    titles = [node["_meta"]["title"] for node in workflow.values() if node["class_type"] == "SaveImage"]
+    wanted = drawn(server, workflow, *titles)
+    prefixes = [workflow[find(workflow, title)]["inputs"]["filename_prefix"] for title in titles]
+    folder = server.base / "output"
+    old = {prefix: set(folder.glob(f"{prefix}_*.png")) for prefix in prefixes}
+    server.forget()
+    file = ROOT / "workflows" / "api" / f"{name}.json"
+    options = ["--workflow", file, "--wait", "--host", "127.0.0.1", "--port", server.port, "--timeout", 300]
+    result = subprocess.run(
+        [str(part) for part in [command, "--skip-prompt", "run", *options]],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+        env=os.environ | {"DO_NOT_TRACK": "1", "HOME": str(tmp_path), "COMFY_NO_WATCH": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for prefix, images in zip(prefixes, wanted, strict=True):
+        new = sorted(set(folder.glob(f"{prefix}_*.png")) - old[prefix])
+        subfolder = prefix.rpartition("/")[0]
+        shown = [{"filename": file.name, "subfolder": subfolder, "type": "output"} for file in new]
+        assert len(new) == len(images) and numpy.array_equal(server.images(shown), images)
+
+
+@pytest.fixture(scope="module")
+def bad_files(server):
+    """An SAE file that is none, an SAE of another width, and a table of another SAE, in ``models/saes``."""
+    folder = server.base / "models" / "saes"
+    (folder / "corrupt.safetensors").write_bytes(b"this is not a safetensors file" * 100)
+    wide = SparseAutoencoder(64, 256, 4, hookpoint=Hookpoint(BLOCK)).requires_grad_(False)
+    save_sae(wide, folder / "wide")
+    ConceptTable({"neon": "style", "candy": "style"}, [981, 1], 512, "0" * 16).save(folder / "other_table.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "where", "says"),
+    [
+        ("tinycanvas_unlearn", ("SAeUronConceptSelector", "concepts", "neom"), "SAeUronConceptSelector", "neon"),
+        ("tinycanvas_unlearn", ("SAeUronConceptSelector", "concepts", ""), "SAeUronConceptSelector", "`concepts`"),
+        ("tinycanvas_unlearn", ("SAeUronLoader", "sae_name", "gone.safetensors"), "SAeUronLoader", "gone.safetensors"),
+        (
+            "tinycanvas_unlearn",
+            ("SAeUronLoader", "sae_name", "corrupt.safetensors"),
+            "SAeUronLoader",
+            "corrupt.safetensors",
+        ),
+        (
+            "tinycanvas_unlearn",
+            ("SAeUronLoader", "hookpoint", "unet.up_blocks.1.attentions.7"),
+            "SAeUronAblatePatch",
+            f"the nearest are {BLOCK}",
+        ),
+        (
+            "tinycanvas_unlearn",
+            ("SAeUronConceptSelector", "table", "other_table.safetensors"),
+            "SAeUronConceptSelector",
+            "made with the SAE 0000000000000000",
+        ),
+        ("steer", ("SAeUronLoader", "sae_name", "wide/sae.safetensors"), "SAeUronSteerPatch", "width 64 .* gives 128"),
+        ("steer", ("SAeUronSteerPatch", "latents", "a lot"), "SAeUronSteerPatch", "numbers separated by commas"),
+        # The sampler is the first to know the picture's size, and it has not begun.
+        ("steer", ("All of it: off", "width", 64), "KSampler", "the mask is 64 × 32"),
+        ("record", ("SAeUronActivationRecorder", "folder", "../elsewhere"), "SAeUronActivationRecorder", "`folder`"),
+        ("inspect", ("SAeUronConceptPlot", "concept", "neom"), "SAeUronConceptPlot", "neon"),
+    ],
+)
+def test_bad_input_is_refused_before_sampling(server, load, bad_files, name, change, where, says):
+    workflow = load(name)
+    last = {"inspect": "Concept Plot", "record": "Picture"}.get(name, "After")
+    workflow = only(workflow, last)
+    node, widget, value = change
+    workflow[find(workflow, node)]["inputs"][widget] = value
+    with pytest.raises(server.Refused, match=says) as refused:
+        server.run(workflow)
+    assert refused.value.node == find(workflow, where)
+    assert len(refused.value.message.splitlines()) == 1
+    assert not {i for i, n in workflow.items() if n["class_type"] in ("KSampler", "VAEDecode")} & refused.value.ran
+
+
+def test_the_server_tells_the_concepts_of_an_sae(server, bad_files):
+    concepts = server.get_json("/saeuron/concepts", sae="tinycanvas.safetensors")["concepts"]
+    assert concepts["neon"] == "style" and concepts["heart"] == "object"
+    assert server.get_json("/saeuron/concepts", sae="wide/sae.safetensors")["concepts"] == {}
+    for name, status in [("gone.safetensors", 404), ("corrupt.safetensors", 400)]:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.get("/saeuron/concepts", sae=name)
+        assert refused.value.code == status and name in json.loads(refused.value.read())["error"]
+
+
+@pytest.mark.parametrize("node", sorted(LOCALES))
+def test_help_and_locale_say_what_the_schema_says(server, node):
+    schema = server.get_json(f"/object_info/{node}")[node]
+    locale = LOCALES[node]
+    assert (locale["display_name"], locale["description"]) == (schema["display_name"], schema["description"])
+    inputs = {name: spec for part in ("required", "optional") for name, spec in schema["input"].get(part, {}).items()}
+    assert set(locale.get("inputs", {})) - {"control_after_generate"} == set(inputs)
+    for name, (_, options) in inputs.items():
+        assert locale["inputs"][name]["tooltip"] == options.get("tooltip", locale["inputs"][name]["tooltip"])
+    assert len(locale["outputs"]) == len(schema["output"])
+    page = server.get(f"/extensions/{PACK}/docs/{node}.md").decode()
+    assert page.startswith(f"# {schema['display_name']}\n")
+    assert [name for name in inputs if f"`{name}`" not in page] == []
+
+
+def test_every_node_of_the_pack_has_help_and_locale(server):
+    ours = {n for n, info in server.get_json("/object_info").items() if info["python_module"].endswith(PACK)}
+    assert ours == set(LOCALES) == {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
+    assert server.get_json("/i18n")["en"]["nodeDefs"].items() >= LOCALES.items()
+
+
+def test_the_template_browser_offers_every_workflow_with_a_picture(server):
+    assert sorted(server.get_json("/workflow_templates")[PACK]) == WORKFLOWS
+    for name in WORKFLOWS:
+        assert server.get_json(f"/api/workflow_templates/{PACK}/{name}.json")["version"] == 0.4
+        assert server.get(f"/api/workflow_templates/{PACK}/{name}.jpg")[:3] == b"\xff\xd8\xff"
