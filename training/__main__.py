@@ -10,24 +10,41 @@ from rich.markup import escape
 
 from saeuron import SaeuronError
 
+from .attack import Attack
 from .blocks import Blocks
+from .convert import Convert
 from .demo import Demo
 from .evaluate import Evaluate
 from .generate import Generate
+from .hookpoints import Hookpoints
+from .hub import Pull, Push
+from .league import League
+from .nudity import Nudity
+from .oracle import Oracle
 from .progress import console
 from .record import Record
 from .score import Score
-from .search import Search
+from .sweep import Sweep
 from .train import Train
+from .unlearncanvas import UnlearnCanvas
 
 COMMANDS = {
     "record": Record,
     "train": Train,
     "score": Score,
-    "search": Search,
+    "sweep": Sweep,
     "generate": Generate,
     "evaluate": Evaluate,
+    "attack": Attack,
+    "oracle": Oracle,
+    "league": League,
+    "unlearncanvas": UnlearnCanvas,
+    "nudity": Nudity,
     "blocks": Blocks,
+    "hookpoints": Hookpoints,
+    "convert": Convert,
+    "pull": Pull,
+    "push": Push,
     "demo": Demo,
 }
 

@@ -36,25 +36,25 @@ class Demo:
 
     output: Path = Path("out/demo")
     """Folder for everything that is made. A recording found there is continued or used again."""
-    targets: tuple[str, ...] = ("neon", "star", "heart")
+    targets: tuple[str, ...] = ("neon", "heart", "moon")
     """Concepts to remove, each on its own."""
     hookpoint: str = "unet.up_blocks.1.attentions.1"
     """Where the SAE reads and the edit is made."""
-    images: int = 600
+    images: int = 300
     """Pictures recorded."""
     expansion: int = 8
     """Latents per input channel."""
-    k: int = 16
+    k: int = 32
     """Active latents per token."""
-    train_steps: int = 2000
+    train_steps: int = 2500
     """Training steps of the SAE."""
-    latents: tuple[int, ...] = (2, 8)
+    latents: tuple[int, ...] = (4, 8)
     """Numbers of latents the search tries."""
-    strengths: tuple[float, ...] = (-1.0, -4.0, -16.0)
+    strengths: tuple[float, ...] = (-2.0, -4.0, -8.0)
     """Multipliers the search tries."""
     search_images: int = 45
     """Anchor pictures per setting tried."""
-    seeds: int = 3
+    seeds: int = 2
     """Pictures of each of the 90 evaluation prompts."""
     seed: int = 0
     """Seed of everything."""

@@ -1,20 +1,23 @@
-"""``evaluate``: how well concepts are gone and how well the others stay."""
+"""``evaluate``: how well concepts are gone and how well the others stay. Several processes draw a part each."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, SparseAutoencoder, load_sae
 from saeuron.files import write_json, write_text
 
 from .config import save_config
-from .judging import KINDS, Rate, Sampling, draw_all, judge_tinycanvas, measures
+from .distributed import is_main, own_device, share, whole
+from .host import Edit
+from .judging import KINDS, Rate, Sampling, Verdicts, draw_all, judge_tinycanvas, measures
 from .models import check_fits, load_model
 from .progress import console, track
 from .prompts import read_labelled
-from .settings import Setting, ablation, read_settings
+from .settings import Setting, read_settings, removal
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Evaluate:
     targets: tuple[str, ...] = ()
     """Concepts to remove, one after another; default all of the settings file."""
     settings: Path | None = None
-    """settings.json with latents and strength per concept, as demo writes it; it wins over the three below."""
+    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
     latents: int = 1
     """Latents removed per concept and timestep (τ)."""
     strength: float = -1.0
@@ -59,7 +62,8 @@ class Evaluate:
     """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
-        sae, table = load_sae(self.sae).to(self.device), ConceptTable.load(self.table)
+        device = own_device(self.device)
+        sae, table = load_sae(self.sae).to(device), ConceptTable.load(self.table)
         tuned = read_settings(self.settings) if self.settings else {}
         plain = Setting(self.latents, self.strength, self.per_timestep)
         settings = {name: tuned.get(name, plain) for name in self.targets or tuned}
@@ -67,15 +71,16 @@ class Evaluate:
             raise SaeuronError("there is no target: give --targets or --settings")
         for name in settings:
             table.row(name)
-        pipeline = load_model("tinycanvas", self.device, self.sampler)
+        pipeline = load_model("tinycanvas", device, self.sampler)
         check_fits(sae, pipeline)
         rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)
         sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
         report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling, self.paper_exact)
-        save_config(self, self.output)
-        write_json(self.output / "evaluation.json", report)
-        write_text(self.output / "evaluation.md", markdown(report))
-        console.print(markdown(report))
+        if is_main():
+            save_config(self, self.output)
+            write_json(self.output / "evaluation.json", report)
+            write_text(self.output / "evaluation.md", markdown(report))
+            console.print(markdown(report))
 
 
 def paired(rows: list[dict], copies: int, first: int) -> tuple[list[dict], list[int]]:
@@ -97,11 +102,11 @@ def evaluate(
     paper_exact: bool = False,
 ) -> dict:
     """Base accuracies of the unedited model, and UA, IRA, CRA of each target on the same seeds."""
-    edits = {name: ablation(sae, table, {name: setting}, paper_exact) for name, setting in settings.items()}
-    base = judge_tinycanvas(draw_all(pipeline, rows, seeds, sampling), rows)
+    edits = {name: removal(sae, table, {name: setting}, paper_exact) for name, setting in settings.items()}
+    base = _verdicts(pipeline, rows, seeds, sampling)
     targets = []
-    for name, edit in track(list(edits.items()), "evaluating"):
-        verdicts = judge_tinycanvas(draw_all(pipeline, rows, seeds, sampling, {sae.hookpoint: [edit]}), rows)
+    for name, chain in track(list(edits.items()), "evaluating"):
+        verdicts = _verdicts(pipeline, rows, seeds, sampling, {sae.hookpoint: chain})
         kind = table.concepts[name]
         rates = measures(verdicts, name, kind)
         targets.append(
@@ -116,6 +121,21 @@ def evaluate(
         "base_interval": {kind: Rate(sum(base.right(kind)), len(rows)).interval for kind in base.asked},
         "targets": targets,
     }
+
+
+def _verdicts(
+    pipeline: StableDiffusionPipeline,
+    rows: list[dict],
+    seeds: list[int],
+    sampling: Sampling,
+    edits: Mapping[Hookpoint, Sequence[Edit]] | None = None,
+) -> Verdicts:
+    """What the judge finds in all pictures, of which this process draws its share."""
+    own, found = share(rows), {kind: [] for kind in KINDS}
+    if own:
+        found = judge_tinycanvas(draw_all(pipeline, own, share(seeds), sampling, edits), own).found
+    asked = {kind: [row[kind] for row in rows] for kind in KINDS}
+    return Verdicts(asked, {kind: whole(names) for kind, names in found.items()})
 
 
 def markdown(report: dict) -> str:

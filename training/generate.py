@@ -11,7 +11,7 @@ from .models import check_fits, load_model
 from .pictures import save_grid, save_picture
 from .progress import console
 from .prompts import read_prompts
-from .settings import Setting, ablation, read_settings
+from .settings import Setting, read_settings, removal
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Generate:
     prompts: str | None = None
     """Prompt file (.txt or .jsonl), or tinycanvas:evaluation."""
     settings: Path | None = None
-    """settings.json with latents and strength per concept, as demo writes it; it wins over the three below."""
+    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
     latents: int = 1
     """Latents removed per concept and timestep (τ)."""
     strength: float = -1.0
@@ -66,7 +66,7 @@ class Generate:
         chosen = {name: tuned.get(name, plain) for name in self.remove}
         for name in chosen:
             table.row(name)
-        edits = {sae.hookpoint: [ablation(sae.to(self.device), table, chosen, self.paper_exact)]} if chosen else {}
+        edits = {sae.hookpoint: removal(sae.to(self.device), table, chosen, self.paper_exact)}
         pipeline = load_model(self.model, self.device, self.sampler)
         check_fits(sae, pipeline)
         sampling = Sampling(self.steps, self.guidance, self.batch)

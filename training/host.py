@@ -71,7 +71,7 @@ def editing(edits: Mapping[Hookpoint, Sequence[Edit]]) -> dict[Hookpoint, Tap]:
 @torch.no_grad()
 def generate(
     pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | torch.Tensor,
     seeds: Sequence[int],
     *,
     steps: int,
@@ -81,16 +81,18 @@ def generate(
     bf16: bool = False,
     taps: Mapping[Hookpoint, Tap] | None = None,
 ) -> torch.Tensor:
-    """One batch of images ``[B, 3, H, W]`` in 0..1.
+    """One batch of images ``[B, 3, H, W]`` in 0..1. ``prompts`` may come encoded already, as ``[B, length, d_text]``.
 
     An image depends on its prompt and seed alone, not on the batch it is made in, so that runs with and without an edit
     are paired by seed.
     """
     device = pipeline.unet.device
+    encoded = isinstance(prompts, torch.Tensor)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with hooked(pipeline, taps or {}), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         images = pipeline(
-            list(prompts),
+            prompt=None if encoded else list(prompts),
+            prompt_embeds=prompts if encoded else None,
             generator=generators,
             num_inference_steps=steps,
             guidance_scale=guidance,

@@ -5,7 +5,7 @@ found; IRA, accuracy on the other concepts of c's kind; CRA, accuracy of the oth
 is drawn once and counted once, from the seed it has without the edit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +21,14 @@ KINDS = ("object", "style")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn."""
+    """How pictures are drawn. ``height`` and ``width`` are in pixels; None is the model's own size."""
 
     steps: int = 25
     guidance: float = 3.0
     batch: int = 30
     bf16: bool = False
+    height: int | None = None
+    width: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1:
@@ -85,6 +87,8 @@ def draw_all(
                 seeds[part],
                 steps=sampling.steps,
                 guidance=sampling.guidance,
+                height=sampling.height,
+                width=sampling.width,
                 bf16=sampling.bf16,
                 taps=editing(edits or {}),
             )
@@ -106,11 +110,11 @@ def judge_tinycanvas(images: torch.Tensor, rows: Sequence[Mapping[str, str]]) ->
     return Verdicts({kind: [row[kind] for row in rows] for kind in KINDS}, found)
 
 
-def measures(verdicts: Verdicts, target: str, kind: str) -> dict[str, Rate]:
-    """UA, IRA and CRA of an edit that removes ``target`` of ``kind``."""
+def measures(verdicts: Verdicts, target: str | Collection[str], kind: str) -> dict[str, Rate]:
+    """UA, IRA and CRA of an edit that removes ``target``, one concept or several of the same ``kind``."""
     other = next(k for k in verdicts.asked if k != kind)
-    right = verdicts.right(kind)
-    shows = [asked == target for asked in verdicts.asked[kind]]
+    right, targets = verdicts.right(kind), {target} if isinstance(target, str) else set(target)
+    shows = [asked in targets for asked in verdicts.asked[kind]]
     on_target = [r for r, s in zip(right, shows, strict=True) if s]
     elsewhere = [r for r, s in zip(right, shows, strict=True) if not s]
     return {

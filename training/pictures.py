@@ -3,16 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from saeuron.files import write_atomically
 
 
+def to_picture(image: torch.Tensor) -> Image.Image:
+    """``image`` ``[3, H, W]`` in 0..1 as 8 bit."""
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def from_picture(picture: Image.Image) -> torch.Tensor:
+    """The bytes ``[3, H, W]`` of an RGB picture."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
 def save_picture(image: torch.Tensor, path: Path) -> None:
     """Write ``image`` ``[3, H, W]`` in 0..1 as a PNG."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    write_atomically(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG"))
+    picture = to_picture(image)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def save_grid(

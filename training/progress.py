@@ -1,4 +1,4 @@
-"""One progress bar for all commands."""
+"""One progress bar for all commands, which of several processes the main one shows."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -6,9 +6,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from .distributed import is_main
+
 console = Console(stderr=True)
 T = TypeVar("T")
 
 
 def track(items: Sequence[T], description: str) -> Iterable[T]:
-    return rich_track(items, description, console=console, disable=not console.is_terminal)
+    return rich_track(items, description, console=console, disable=not (console.is_terminal and is_main()))

@@ -1,4 +1,7 @@
-"""``record``: prompts → recordings of one or several hookpoints, in one pass over the model."""
+"""``record``: prompts → recordings of one or several hookpoints, in one pass over the model.
+
+Several processes draw different shards of it; together they write what one process would have written.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from saeuron import Hookpoint, RecordingWriter, SaeuronError
 from saeuron.recording import Tokens, bytes_per_token
 
 from .config import save_config
+from .distributed import barrier, is_main, main_first, own_device, rank, share
 from .host import generate
 from .models import load_model
 from .progress import track
@@ -65,7 +69,7 @@ def record(config: Record) -> list[Path]:
     """Run ``config``; returns the folders of the recordings. Raises SaeuronError before any work on bad settings."""
     rows = read_prompts(config.prompts)
     count = config.images or len(rows)
-    pipeline = load_model(config.model, config.device, config.sampler)
+    pipeline = load_model(config.model, own_device(config.device), config.sampler)
     hookpoints = [Hookpoint(name, config.site) for name in config.hookpoints]
     widths = {h: h.module(pipeline.unet).config.in_channels for h in hookpoints}
     _check_size(config, count, widths)
@@ -73,23 +77,29 @@ def record(config: Record) -> list[Path]:
     schedule = [(row, config.seed * 1_000_003 + n) for n, row in enumerate(shuffled(rows, count, config.seed))]
     settings = _settings(config, count)
     folders = [config.output / hookpoint.name for hookpoint in hookpoints]
-    writers = [
-        RecordingWriter(folder, hookpoint, widths[hookpoint], [row for row, _ in schedule], settings)
-        for folder, hookpoint in zip(folders, hookpoints, strict=True)
-    ]
-    save_config(config, config.output)
-    shards = range(0, count, config.images_per_shard)
-    for shard, start in enumerate(track(shards, "recording")):
+    prompts = [row for row, _ in schedule]
+    with main_first():
+        writers = [
+            RecordingWriter(folder, hookpoint, widths[hookpoint], prompts, settings, part=rank())
+            for folder, hookpoint in zip(folders, hookpoints, strict=True)
+        ]
+    if is_main():
+        save_config(config, config.output)
+    for shard in track(share(range(-(-count // config.images_per_shard))), "recording"):
         waiting = [writer for writer in writers if not writer.has(shard)]
         if not waiting:
             continue
+        start = shard * config.images_per_shard
         part = schedule[start : start + config.images_per_shard]
         tokens = _draw(pipeline, config, hookpoints, part, start)
         for writer, hookpoint in zip(writers, hookpoints, strict=True):
             if writer in waiting:
                 writer.write(shard, tokens[hookpoint], seed=config.seed + shard)
-    for writer in writers:
-        writer.finish()
+    barrier()
+    if is_main():
+        for writer in writers:
+            writer.finish()
+    barrier()
     return folders
 
 

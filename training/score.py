@@ -1,4 +1,4 @@
-"""``score``: an SAE and labelled prompts → a concept table."""
+"""``score``: an SAE and labelled prompts → a concept table. Several processes draw a part of the prompts each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
 
 from .config import save_config
+from .distributed import is_main, merge, own_device, share
 from .host import generate
 from .models import check_fits, load_model
 from .progress import track
@@ -45,11 +46,13 @@ class Score:
     """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
-        sae = load_sae(self.sae)
-        pipeline = load_model(self.model, self.device, self.sampler)
-        table = score(self, sae.to(self.device), pipeline)
-        save_config(self, self.output.parent)
-        table.save(self.output)
+        sae, device = load_sae(self.sae), own_device(self.device)
+        sae.W_dec = None  # nothing is decoded here, and it is half of what the SAE takes
+        pipeline = load_model(self.model, device, self.sampler)
+        table = score(self, sae.to(device), pipeline)
+        if is_main():
+            save_config(self, self.output.parent)
+            table.save(self.output)
 
 
 def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
@@ -73,7 +76,7 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
     pipeline.scheduler.set_timesteps(config.steps)
     timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})
     table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
-    for start in track(range(0, count, config.batch), "scoring"):
+    for start in track(share(range(0, count, config.batch)), "scoring"):
         picked = schedule[start : start + config.batch]
         names = [list(labels(row).values()) for row in picked]
 
@@ -90,4 +93,4 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
             bf16=config.bf16,
             taps={sae.hookpoint: tap},
         )
-    return table
+    return merge(table)

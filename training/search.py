@@ -1,73 +1,14 @@
-"""``search``: the number of latents and the strength for each concept, found on anchor prompts."""
+"""Trying settings on anchor prompts: which pictures are drawn, and the plain search through a short list."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
+from saeuron import ConceptTable, SaeuronError, SparseAutoencoder
 
-from .config import save_config
-from .judging import KINDS, Sampling, draw_all, judge_tinycanvas, measures
-from .models import check_fits, load_model
+from .judging import Sampling, draw_all, judge_tinycanvas, measures
 from .progress import console
-from .prompts import read_labelled
-from .settings import Setting, ablation, grid, write_settings
-
-
-@dataclass
-class Search:
-    """Try settings for each target on anchor prompts and keep the one with the best worst of UA, IRA and CRA."""
-
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
-    output: Path
-    """Folder for settings.json."""
-    targets: tuple[str, ...]
-    """Concepts to find settings for."""
-    latents: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of latents to try (τ)."""
-    strengths: tuple[float, ...] = (-1.0, -3.0, -10.0, -30.0)
-    """Multipliers to try (γ)."""
-    per_timestep: tuple[bool, ...] = (True, False)
-    """Choices to try: latents chosen at each timestep, or once for all."""
-    images: int = 60
-    """Anchor pictures per setting, a third of them of the target."""
-    prompts: str = "tinycanvas:anchor"
-    """Labelled prompts. Never those that are evaluated."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
-    batch: int = 30
-    """Pictures drawn at once."""
-    seed: int = 3
-    """Seed of the choice of prompts and of the pictures."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        sae, table = load_sae(self.sae).to(self.device), ConceptTable.load(self.table)
-        candidates = grid(list(self.latents), list(self.strengths), list(self.per_timestep))
-        if not candidates:
-            raise SaeuronError("there is nothing to try: give --latents, --strengths and --per-timestep")
-        rows = read_labelled(self.prompts, KINDS)
-        chosen = {name: anchor_rows(rows, table, name, self.images, self.seed) for name in self.targets}
-        pipeline = load_model("tinycanvas", self.device)
-        check_fits(sae, pipeline)
-        sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
-        found = {
-            name: search(pipeline, sae, table, name, candidates, *anchors, sampling) for name, anchors in chosen.items()
-        }
-        save_config(self, self.output)
-        images = len(self.targets) * len(candidates) * self.images
-        write_settings(self.output / "settings.json", found, images=images, fingerprint=sae.fingerprint)
-        console.print(f"settings for {len(found)} concepts in {self.output / 'settings.json'}, at {images} images")
+from .settings import Setting, removal
 
 
 def anchor_rows(
@@ -103,8 +44,7 @@ def search(
     kind = table.concepts[target]
     best, best_value = candidates[0], (-1.0, -1.0)
     for candidate in candidates:
-        edit = ablation(sae, table, {target: candidate})
-        images = draw_all(pipeline, rows, seeds, sampling, {sae.hookpoint: [edit]})
+        images = draw_all(pipeline, rows, seeds, sampling, {sae.hookpoint: removal(sae, table, {target: candidate})})
         rates = [rate.value for rate in measures(judge_tinycanvas(images, rows), target, kind).values()]
         value = (min(rates), sum(rates))
         console.print(f"{target}: {candidate}  UA {rates[0]:.2f}  IRA {rates[1]:.2f}  CRA {rates[2]:.2f}")

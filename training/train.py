@@ -8,13 +8,25 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from saeuron import Recording, SaeuronError, SparseAutoencoder, save_sae
+from saeuron import (
+    ConceptTable,
+    Recording,
+    SaeuronError,
+    SparseAutoencoder,
+    assign,
+    assign_at_random,
+    load_sae,
+    save_sae,
+)
 from saeuron.files import write_atomically, write_json
 from saeuron.recording import Tokens
 
 from .config import save_config
 from .progress import console
+from .supervised import Supervision, Weights, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder
+
+ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
 
 
 @dataclass
@@ -30,7 +42,8 @@ class Train:
     k: int = 32
     """Active latents per token."""
     activation: str = "batch_topk"
-    """batch_topk (k·B largest of a batch, one threshold afterwards) or topk (k largest of each token)."""
+    """batch_topk (k·B largest of a batch, one threshold afterwards), topk (k largest of each token), or sigmoid_topk
+    (those through a sigmoid, as in G-SAE)."""
     steps: int | None = None
     """Optimiser steps; default what `epochs` amounts to."""
     epochs: int = 5
@@ -45,6 +58,22 @@ class Train:
     """Dead latents used by the auxiliary loss per token; default half the input width."""
     dead_after: int = 10_000_000
     """A latent counts as dead once it has not fired for this many tokens."""
+    init: Path | None = None
+    """SAE to train on from, in place of random weights; its number of latents, k and activation hold."""
+    labels: tuple[str, ...] = ()
+    """Kinds of the recorded prompts' labels that supervise the training, such as `object style`; default none."""
+    table: Path | None = None
+    """Concept table of `init`, whose scores assign each concept its latent; without one they are drawn at random."""
+    bce: float = 3.0
+    """With labels: weight of the cross-entropy that makes assigned latents name what an image shows (SAEmnesia)."""
+    decorrelation: float = 0.1
+    """With labels: weight of the squared correlation between assigned latents of different kinds (SAEmnesia)."""
+    l1: float = 0.01
+    """With labels: weight of the mean absolute pre-activation (SAEmnesia)."""
+    contrast: float = 0.0
+    """With labels: weight of the contrastive loss that gathers the codes of a concept (SAEParate)."""
+    temperature: float = 0.07
+    """Temperature of the contrastive loss."""
     seed: int = 0
     """Seed of the initialisation and of the order of tokens."""
     device: str = "cpu"
@@ -75,13 +104,13 @@ def train(config: Train) -> SparseAutoencoder:
     device = torch.device(config.device)
     normalisation = Normalisation.of(recording.read(shards[0]).activations.float())
     normalisation.mean = normalisation.mean.to(device)
-    generator = torch.Generator().manual_seed(config.seed)
-    model = TrainingAutoencoder(
-        recording.d_in, recording.d_in * config.expansion, config.k, config.activation, generator
-    ).to(device)
+    initial = load_sae(config.init) if config.init else None
+    model = _start(config, recording, normalisation, initial).to(device)
+    supervision = _supervision(config, recording, len(model.W_enc), initial)
+    weights = Weights(config.bce, config.decorrelation, config.l1, config.contrast, config.temperature)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - step / steps)))
-    identity = _identity(config, recording, steps)
+    identity = _identity(config, recording, steps, initial, supervision)
     start = _resume(config.output, identity, model, optimizer, schedule)
     save_config(config, config.output)
 
@@ -91,7 +120,10 @@ def train(config: Train) -> SparseAutoencoder:
             batch = normalisation(tokens.activations.to(device, torch.float32))
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 losses = model.losses(batch, config.dead_after, k_aux)
-            (losses.fvu + config.aux * losses.auxiliary).backward()
+            terms = {"auxiliary": config.aux * losses.auxiliary}
+            if supervision:
+                terms |= supervised_losses(model, batch, losses.code, tokens, supervision, weights)
+            (losses.fvu + sum(terms.values())).backward()
             model.project_gradient()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -99,19 +131,61 @@ def train(config: Train) -> SparseAutoencoder:
             schedule.step()
             model.normalise_decoder()
             if (step + 1) % config.log_every == 0:
-                _log(log, step + 1, steps, losses, model, config)
+                _log(log, step + 1, steps, losses, terms, model, config)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _checkpoint(config.output, identity, step + 1, model, optimizer, schedule)
     sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=str(recording.settings.get("model", "")))
-    metrics = measure(sae.to(device), recording.read(held_out))
+    unseen = recording.read(held_out)
+    metrics = measure(sae.to(device), unseen)
+    notes = {"recording": recording.settings_hash, "seed": config.seed, "steps": steps}
+    if model.is_gated:
+        notes["normalize_decoder"] = False
+    if supervision and config.bce:
+        metrics["concepts"] = report(sae, unseen, recording.prompts, supervision)
+        notes["assignment"] = supervision.assignment
     sae.metrics = metrics
-    save_sae(sae, config.output, metrics=metrics, recording=recording.settings_hash, seed=config.seed, steps=steps)
+    save_sae(sae, config.output, metrics=metrics, **notes)
     write_json(config.output / "metrics.json", metrics)
     (config.output / "checkpoint.pt").unlink(missing_ok=True)
     console.print(
         f"SAE: unexplained variance {metrics['fvu']:.3f}, dead latents {metrics['dead']:.1%}, L0 {metrics['l0']:.1f}"
     )
+    if metrics.get("concepts"):
+        own = [concept["centralised"] for concept in metrics["concepts"].values()]
+        console.print(f"the assigned latent is the strongest for {sum(own)} of {len(own)} concepts")
     return sae
+
+
+def _start(
+    config: Train, recording: Recording, normalisation: Normalisation, initial: SparseAutoencoder | None
+) -> TrainingAutoencoder:
+    """The model before its first step: the SAE of ``--init``, or random weights."""
+    if initial is None:
+        generator = torch.Generator().manual_seed(config.seed)
+        n_latents = recording.d_in * config.expansion
+        return TrainingAutoencoder(recording.d_in, n_latents, config.k, config.activation, generator)
+    initial.check_width(torch.empty(0, recording.d_in))
+    if initial.activation not in ACTIVATIONS:
+        raise SaeuronError(f"--init has the activation {initial.activation!r}, which is not trained here")
+    if initial.hookpoint not in (None, recording.hookpoint):
+        raise SaeuronError(
+            f"the SAE of --init reads {initial.hookpoint.name} ({initial.hookpoint.site}) and the recording is of "
+            f"{recording.hookpoint.name} ({recording.hookpoint.site})"
+        )
+    return TrainingAutoencoder.unfold(initial, normalisation)
+
+
+def _supervision(
+    config: Train, recording: Recording, n_latents: int, initial: SparseAutoencoder | None
+) -> Supervision | None:
+    if not config.labels:
+        return None
+    kinds, targets = read_targets(recording.prompts, config.labels)
+    if config.table is None:
+        return Supervision(kinds, assign_at_random(kinds, n_latents, config.seed), targets)
+    table = ConceptTable.load(config.table)
+    table.check_belongs(initial.fingerprint)
+    return Supervision(kinds, assign(table, kinds), targets)
 
 
 @torch.no_grad()
@@ -156,8 +230,10 @@ def _check(config: Train, recording: Recording) -> None:
             f"--k is {config.k} and the SAE has only {recording.d_in * config.expansion} latents: "
             "lower it or raise --expansion"
         )
-    if config.activation not in ("topk", "batch_topk"):
-        raise SaeuronError(f"--activation {config.activation!r} is unknown; it is topk or batch_topk")
+    if config.activation not in ACTIVATIONS:
+        raise SaeuronError(f"--activation {config.activation!r} is unknown; it is one of {', '.join(ACTIVATIONS)}")
+    if config.table and not (config.labels and config.init):
+        raise SaeuronError("--table assigns latents of the SAE in --init to the concepts of --labels: give both")
     if config.device != "cpu" and not torch.cuda.is_available():
         raise SaeuronError(f"device {config.device!r} is not there; use --device cpu")
 
@@ -176,18 +252,28 @@ def _stream(recording: Recording, shards: list[str], config: Train, start: int, 
     """``(step, Tokens)`` from ``start`` on, the same as an uninterrupted run would see them."""
     step = start // per_epoch * per_epoch
     for epoch in range(start // per_epoch, math.ceil(steps / per_epoch)):
-        for tokens in recording.batches(config.batch, config.seed, epoch, shards=shards):
+        batches = recording.batches(config.batch, config.seed, epoch, shards=shards, by_map=bool(config.labels))
+        for tokens in batches:
             if start <= step < steps:
                 yield step, tokens
             step += 1
 
 
-def _identity(config: Train, recording: Recording, steps: int) -> str:
+def _identity(
+    config: Train,
+    recording: Recording,
+    steps: int,
+    initial: SparseAutoencoder | None,
+    supervision: Supervision | None,
+) -> str:
     """What a checkpoint has to share with a run to be continued by it."""
     values = dataclasses.asdict(config)
-    for free in ("output", "recording", "log_every", "checkpoint_every", "epochs", "device"):
+    for free in ("output", "recording", "log_every", "checkpoint_every", "epochs", "device", "table"):
         values.pop(free)
-    return repr(sorted((values | {"steps": steps, "recording": recording.settings_hash}).items()))
+    values |= {"steps": steps, "recording": recording.settings_hash}
+    values["init"] = initial.fingerprint if initial else None
+    values["assignment"] = supervision.assignment if supervision else None
+    return repr(sorted(values.items()))
 
 
 def _checkpoint(folder: Path, identity: str, step: int, model, optimizer, schedule) -> None:
@@ -213,11 +299,14 @@ def _resume(folder: Path, identity: str, model, optimizer, schedule) -> int:
     return state["step"]
 
 
-def _log(log: SummaryWriter, step: int, steps: int, losses, model: TrainingAutoencoder, config: Train) -> None:
+def _log(
+    log: SummaryWriter, step: int, steps: int, losses, terms: dict, model: TrainingAutoencoder, config: Train
+) -> None:
     dead = float((model.tokens_since_fired > config.dead_after).float().mean())
     fvu, l0 = losses.fvu.item(), losses.l0.item()
     log.add_scalar("fvu", fvu, step)
-    log.add_scalar("auxiliary", losses.auxiliary.item(), step)
+    for name, term in (terms | {"auxiliary": losses.auxiliary}).items():
+        log.add_scalar(name, term.item(), step)
     log.add_scalar("l0", l0, step)
     log.add_scalar("dead", dead, step)
     console.print(f"step {step}/{steps}  fvu {fvu:.4f}  l0 {l0:.1f}  dead {dead:.1%}")

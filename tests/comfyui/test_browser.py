@@ -1,6 +1,7 @@
 """ComfyUI's own front end in headless Chromium: every workflow as a user sees it.
 
-Screenshots go to the folder that SCREENSHOTS names, or to ``out/screenshots``.
+Screenshots go to ``out/screenshots``. Where SCREENSHOTS names a folder they go there, and the pictures that the template
+browser shows are made of them anew.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.comfyui
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: the browser was NOT tested")
@@ -17,7 +19,12 @@ SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "out" / "screenshots"))
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 RENDERERS = {"classic": False, "nodes-2.0": True}
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
 STEP = 120_000
 """Milliseconds that one step in the browser may take."""
 
@@ -25,6 +32,20 @@ STEP = 120_000
 STRANGERS = """() => app.graph.nodes
   .filter((node) => node.has_errors || (!node.constructor.nodeData && !node.isVirtualNode))
   .map((node) => node.type)"""
+
+# Where the groups lie on the screen: left, top, right, bottom.
+OUTLINE = """() => {
+  const boxes = app.graph.groups.map((group) => group.boundingRect);
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const at = (x, y) => {
+    const [left, top] = app.canvas.ds.convertOffsetToCanvas([x, y]);
+    return [Math.round(canvas.left + left), Math.round(canvas.top + top)];
+  };
+  return [
+    ...at(Math.min(...boxes.map((box) => box[0])) - 15, Math.min(...boxes.map((box) => box[1])) - 15),
+    ...at(Math.max(...boxes.map((box) => box[0] + box[2])) + 15, Math.max(...boxes.map((box) => box[1] + box[3])) + 15),
+  ];
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +74,7 @@ def open_page(browser, server, models):
 
     def open_it(vue: bool):
         server.post("/settings", SETTINGS | {"Comfy.VueNodes.Enabled": vue})
-        page = browser.new_page(viewport={"width": 1680, "height": 1050})
+        page = browser.new_page(viewport={"width": 1800, "height": 1100})
         pages.append(page)
         page.set_default_timeout(STEP)
         page.errors = []
@@ -79,6 +100,11 @@ def load_workflow(page, name: str) -> dict:
 def screenshot(page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    if "SCREENSHOTS" in os.environ and name in WORKFLOWS:
+        picture = Image.open(SCREENSHOTS / f"{name}.png").convert("RGB").crop(page.evaluate(OUTLINE))
+        picture.resize((800, round(800 * picture.height / picture.width))).save(
+            ROOT / "workflows" / f"{name}.jpg", quality=85
+        )
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -124,6 +150,7 @@ def test_the_result_is_seen(open_page, server, name):
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_concept_is_picked_and_queued(open_page, server, renderer):
+    server.forget()  # the SAE Loader tells what it loads only when it does
     page = open_page(RENDERERS[renderer])
     load_workflow(page, "tinycanvas_unlearn")
     if RENDERERS[renderer]:
@@ -142,6 +169,7 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
     offered.first.wait_for()
     assert "heart (object)" in offered.all_inner_texts()
     screenshot(page, f"concepts.{renderer}")
+    assert offered.last.bounding_box()["y"] < page.viewport_size["height"] - 20
     offered.get_by_text("star (object)", exact=True).click()
     concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
       .find((widget) => widget.name === "concepts").value"""

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import saeuron.files
+from benchmarks.ldm import Size
+from benchmarks.random_sd15 import write
 from saeuron import ConceptTable, Hookpoint, SparseAutoencoder
 from tinycanvas.drawing import OBJECTS, STYLES
 from training.models import load_model
@@ -22,6 +24,32 @@ HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")
 def pipeline():
     """The committed model with its DDIM sampler. Whoever wants another sampler loads their own."""
     return load_model("tinycanvas")
+
+
+@pytest.fixture(scope="session")
+def small_sd(tmp_path_factory) -> Path:
+    """A single-file SD 1.5 at a tenth of its width, with random weights. Draw it at 64 × 64, or it takes a while."""
+    path = tmp_path_factory.mktemp("small-sd") / "model.safetensors"
+    write(path, Size(unet=32, vae=32, clip=(64, 2)), seed=0)
+    return path
+
+
+@pytest.fixture
+def vit_weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """A vision transformer's weights in timm's naming, at random: two layers of 128, pictures of 48 × 48."""
+
+    def make(labels=5, width=128, seed=0):
+        sizes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        sizes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width), "norm1": (width,), "norm2": (width,)}
+        sizes = {f"blocks.{block}.{name}": size for block in range(2) for name, size in sizes.items()}
+        sizes |= {"patch_embed.proj": (width, 3, 16, 16), "norm": (width,), "head": (labels, width)}
+        shapes = {f"{name}.weight": size for name, size in sizes.items()}
+        shapes |= {f"{name}.bias": size[:1] for name, size in sizes.items()}
+        shapes |= {"cls_token": (1, 1, width), "pos_embed": (1, 10, width)}
+        generator = torch.Generator().manual_seed(seed)
+        return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    return make
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def run(bench, capfd):
 
 GENERATE = "generate --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl"
 EVALUATE = "evaluate --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl --seeds 1"
-SEARCH = "search --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl --images 3"
+SWEEP = "sweep --sae {}/sae --table {}/table --output {}/out --steps 2 --prompts {}/prompts.jsonl --images 3"
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ SEARCH = "search --sae {}/sae --table {}/table --output {}/out --steps 2 --promp
         (EVALUATE.replace("prompts.jsonl", "plain.txt") + " --targets neon", "'a star' does not say its object"),
         (EVALUATE.replace("{}/table", "{}/other-table") + " --targets neon", "was made with the SAE"),
         (EVALUATE.replace("{}/", "{}/narrow-", 2) + " --targets neon", "width 64 and the hookpoint gives 128"),
-        (SEARCH + " --targets moon", "the prompts need some that show 'moon'"),
-        (SEARCH + " --targets neon --strengths", "there is nothing to try"),
+        (SWEEP + " --targets moon", "the prompts need some that show 'moon'"),
+        (SWEEP + " --targets neon --strengths", "there is nothing to try"),
         ("demo --output {}/out --targets neom", "--targets 'neom' is unknown to TinyCanvas; the nearest are neon"),
     ],
 )
@@ -147,7 +147,8 @@ def test_help_tells_of_every_option_what_it_is_and_its_default(name, capsys, mon
     assert texts.keys() == {field.name for field in fields}
     for field in fields:
         option, text = "--" + field.name.replace("_", "-"), texts[field.name]
-        assert f" {option}" in told and text in told, option
+        shown = f" {option}" in told or f" {field.name.upper()} " in told
+        assert shown and text in told, option
         assert told[told.index(text) + len(text) :].lstrip().startswith(("(default: ", "(required)")), option
 
 
@@ -203,11 +204,11 @@ def test_generate_without_a_concept_draws_each_picture_twice(run, bench):
         assert before == after
 
 
-def test_search_finds_settings_that_evaluate_and_generate_take(run, bench):
-    assert run(SEARCH + " --targets neon --latents 1 4 --strengths -1 --per-timestep True")[0] == 0
-    saved_config(bench / "out" / "search.config.json", "search")
+def test_sweep_finds_settings_that_evaluate_and_generate_take(run, bench):
+    assert run(SWEEP + " --targets neon --latents 1 4 --strengths -1 --per-timestep True")[0] == 0
+    saved_config(bench / "out" / "sweep.config.json", "sweep")
     settings = json.loads((bench / "out" / "settings.json").read_text("utf-8"))
-    assert settings["concepts"]["neon"]["latents"] in (1, 4) and settings["images"] == 2 * 3
+    assert settings["concepts"]["neon"]["latents"] in (1, 4) and 3 < settings["images"] <= 2 * 3
 
     assert run(EVALUATE + " --settings {}/out/settings.json")[0] == 0
     saved_config(bench / "out" / "evaluate.config.json", "evaluate")

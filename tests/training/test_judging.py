@@ -107,7 +107,7 @@ def test_removing_nothing_leaves_the_verdicts_of_the_unedited_model(evaluated, p
 def test_the_report_says_how_each_target_was_removed_and_how_sure_it_is(evaluated):
     assert evaluated["images"] == 4 and set(evaluated["base"]) == {"object", "style"}
     ring = evaluated["targets"][1]
-    assert ring["setting"] == {"latents": 64, "strength": -20.0, "per_timestep": True}
+    assert Setting(**ring["setting"]) == Setting(latents=64, strength=-20.0)
     for key in ("ua", "ira", "cra"):
         low, high = ring[f"{key}_interval"]
         assert 0 <= low <= ring[key] <= high <= 1

@@ -1,12 +1,19 @@
+import shutil
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+import training.models
+from benchmarks.ldm import Size
+from benchmarks.random_sd15 import write
 from saeuron import Hookpoint, Recording, SaeuronError
 from saeuron.hookpoints import names
 from tinycanvas.model import build_text_encoder, load_tokenizer
+from training.judging import Sampling, draw_all
 from training.models import SAMPLERS, check_fits, load_model
 from training.record import Record, record
+from training.settings import Setting, removal
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' samplers to numpy
@@ -92,3 +99,64 @@ def test_an_sae_fits_only_where_name_and_width_do(pipeline, make_sae):
     for made in ({"hookpoint": None}, {"hookpoint": Hookpoint("unet.up_blocks.7")}, {"d_in": 64}):
         with pytest.raises(SaeuronError):
             check_fits(make_sae(**made), pipeline)
+
+
+def test_a_single_file_is_recorded_and_edited_like_the_built_in_model(small_sd, tmp_path, make_sae, make_table):
+    places = names(load_model(str(small_sd)).unet)
+    assert len(places) == 16
+    named = ("unet.down_blocks.0.attentions.0", "unet.up_blocks.1.attentions.1")
+    sizes = {"height": 64, "width": 64, "steps": 2, "tokens_per_map": 4}
+    for path in record(Record(tmp_path / "out", model=str(small_sd), hookpoints=named, images=2, **sizes)):
+        recording = Recording(path)
+        assert recording.complete and recording.read("shard-00000.safetensors").activations.isfinite().all()
+    pipeline, sae = load_model(str(small_sd)), make_sae()
+    check_fits(sae, pipeline)
+    edits = {sae.hookpoint: removal(sae, make_table(sae), {"star": Setting(latents=64, strength=-20.0)})}
+    sampling = Sampling(steps=2, height=64, width=64)
+    before, after = (draw_all(pipeline, [{"prompt": "a star"}], [0], sampling, chosen) for chosen in ({}, edits))
+    assert after.isfinite().all() and not torch.equal(before, after)
+
+
+def test_an_xl_folder_is_recorded_at_every_block(tmp_path):
+    path = tmp_path / "xl.safetensors"
+    write(path, Size(unet=64, vae=32, depths=(0, 1, 2), linear=True, clip=(64, 2), open_clip=(128, 2)), seed=0)
+    load_model(str(path)).save_pretrained(tmp_path / "xl")
+    pipeline = load_model(str(tmp_path / "xl"))
+    assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
+    places = names(pipeline.unet)
+    options = {"images": 1, "steps": 2, "tokens_per_map": 4, "height": 64, "width": 64}
+    for folder in record(Record(tmp_path / "out", model=str(tmp_path / "xl"), hookpoints=tuple(places), **options)):
+        assert Recording(folder).read("shard-00000.safetensors").activations.isfinite().all()
+    assert len(places) == 11
+
+
+def test_a_pipeline_that_is_not_supported_is_named(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', "utf-8")
+    with pytest.raises(SaeuronError, match="a FluxPipeline is not supported yet; StableDiffusionPipeline and"):
+        load_model(str(tmp_path))
+
+
+def test_a_file_without_a_tokenizer_anywhere_says_where_to_put_one(small_sd, tmp_path, monkeypatch):
+    (tmp_path / "alone.safetensors").symlink_to(small_sd)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def offline(*_, **__):
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(training.models.CLIPTokenizer, "from_pretrained", offline)
+    with pytest.raises(SaeuronError, match="put a folder `tokenizer` with the vocab"):
+        load_model(str(tmp_path / "alone.safetensors"))
+
+
+def test_a_comfyui_lends_its_tokenizer(small_sd, tmp_path, monkeypatch):
+    (tmp_path / "alone.safetensors").symlink_to(small_sd)
+    shutil.copytree(small_sd.parent / "tokenizer", tmp_path / "comfy" / "sd1_tokenizer")
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert load_model(str(tmp_path / "alone.safetensors")).tokenizer.model_max_length == 77
+
+
+def test_a_pickled_checkpoint_is_refused_unread(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"anything")
+    with pytest.raises(SaeuronError, match=r"not a \.safetensors file; convert it"):
+        load_model(str(tmp_path / "model.ckpt"))

@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from saeuron import SaeuronError
-from training.settings import Setting, ablation, grid, read_settings, write_settings
+from saeuron import Ablate, Replace, SaeuronError
+from training.settings import Setting, ablation, grid, read_settings, removal, write_settings
 
 
 def test_settings_come_back_as_they_were_written(tmp_path):
-    settings = {"neon": Setting(4, -3.5, False), "star": Setting()}
+    settings = {"neon": Setting(4, -3.5, False), "star": Setting(), "moon": Setting(edit="replace", assigned=True)}
     write_settings(tmp_path / "settings.json", settings, fingerprint="abc")
     assert read_settings(tmp_path / "settings.json") == settings
     assert json.loads((tmp_path / "settings.json").read_text("utf-8"))["fingerprint"] == "abc"
@@ -26,6 +26,8 @@ def test_what_a_setting_leaves_out_is_the_default(tmp_path):
         ('{"concepts": {"neon": {"latent": 3}}}', "concept 'neon': .*'latent'"),
         ('{"concepts": {"star": {}, "neon": {"latents": "many"}}}', "concept 'neon': .*'many'"),
         ('{"concepts": {"neon": 3}}', "concept 'neon': "),
+        ('{"concepts": {"neon": {"edit": "erase"}}}', "concept 'neon': edit 'erase' is unknown; it is one of ablate"),
+        ('{"concepts": {"neon": {"scale": "max"}}}', "concept 'neon': scale 'max' is unknown"),
         ('{"concepts": ', "is not readable JSON"),
     ],
 )
@@ -51,6 +53,29 @@ def test_one_edit_removes_several_concepts_each_by_its_own_setting(make_sae, mak
     star = set(table.scores("star").mean(0).topk(5).indices.tolist())
     neon = set(table.scores("neon")[table.timesteps.tolist().index(481)].topk(3).indices.tolist())
     assert by_strength == {-7.0: star, -2.0: neon - star}, "the stronger of two that choose the same latent"
+
+
+def test_concepts_removed_in_the_same_way_share_an_edit(make_sae, make_table):
+    sae = make_sae()
+    sae.config["assignment"] = {"moon": 9, "heart": 12}
+    settings = {
+        "neon": Setting(3, -2.0),
+        "moon": Setting(edit="replace", assigned=True),
+        "star": Setting(5, -7.0),
+        "heart": Setting(edit="replace", assigned=True),
+        "ring": Setting(scale="norm"),
+    }
+    ablate, replace, scaled = removal(sae, make_table(sae), settings)
+    assert isinstance(ablate, Ablate) and ablate.selection.concepts == ("neon", "star") and ablate.scale == "mean"
+    assert isinstance(replace, Replace) and set(replace.selection.at(1).latents.tolist()) == {9, 12}
+    assert isinstance(scaled, Ablate) and scaled.scale == "norm" and scaled.selection.concepts == ("ring",)
+    assert removal(sae, make_table(sae), {}) == []
+
+
+def test_an_assigned_latent_that_was_never_assigned_is_refused(make_sae, make_table):
+    sae = make_sae()
+    with pytest.raises(SaeuronError, match="no latents assigned"):
+        removal(sae, make_table(sae), {"neon": Setting(assigned=True)})
 
 
 def test_a_table_of_another_sae_is_refused_with_both_named(make_sae, make_table):

@@ -226,7 +226,7 @@ def test_a_recording_that_cannot_be_trained_on_is_refused(recipe, tmp_path, made
         ({"steps": 0}, "--steps is 0"),
         ({"steps": None, "epochs": 0}, "--epochs is 0"),
         ({"log_every": 0}, "--log-every is 0"),
-        ({"activation": "relu"}, "it is topk or batch_topk"),
+        ({"activation": "relu"}, "it is one of batch_topk, topk"),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(recipe, options, complaint):

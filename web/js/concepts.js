@@ -46,8 +46,9 @@ async function offer(node) {
       content: kind ? `${name} (${kind})` : name,
       callback: () => add(node, name),
     }));
-    // "dark" menus get a box to filter by.
-    new LiteGraph.ContextMenu(entries, { event: below(node), className: "dark" });
+    // "dark" menus get a box to filter by, after they have been placed: it may push the last entries off the screen.
+    const { root } = new LiteGraph.ContextMenu(entries, { event: below(node), className: "dark" });
+    root.style.top = `${Math.max(0, Math.min(root.offsetTop, innerHeight - root.offsetHeight - 40))}px`;
   } catch (error) {
     app.extensionManager.toast.add({ severity: "warn", summary: "Concepts", detail: error.message, life: 6000 });
   }

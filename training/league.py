@@ -1,0 +1,174 @@
+"""``league``: every method on TinyCanvas under one protocol, with one judge, on the same seeds."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from saeuron import SaeuronError
+from saeuron.errors import nearest
+from saeuron.files import write_json, write_text
+
+from .config import save_config
+from .contest import CONDITIONS, Contest, about_sae, of_attack, of_condition, of_several, of_target, of_time
+from .league_report import markdown, near_pairs, plot, summaries
+from .methods import METHODS
+from .progress import console
+from .prompts import concepts, read_prompts
+
+ORDER = ("none", *list(METHODS)[:-1], "oracle", "default")
+SEQUENCE = ("circle", "ring", "square", "diamond", "triangle", "star", "cross", "heart", "moon")
+TOGETHER = (("star", "neon"), ("circle", "sepia"), ("heart", "mosaic"))
+COUNTS = (3, 6, 9)
+CONDITION_METHODS = ("none", "saeuron", "default")
+QUICK: dict[str, object] = {
+    "targets": ("circle", "star", "neon"),
+    "images": 200,
+    "train_batch": 1024,
+    "train_steps": 600,
+    "tune_steps": 300,
+    "score_images": 180,
+    "search_images": 12,
+    "latents": (1, 4),
+    "strengths": (-1.0, -10.0, -20.0),
+    "seeds": 1,
+    "steps": 15,
+    "oracle_steps": 30,
+    "extra_methods": ("default",),
+    "extra_targets": ("star",),
+    "conditions": ("ddim 10", "euler", "32 × 48"),
+    "attack_seeds": 1,
+}
+
+
+@dataclass
+class League:
+    """Compare every method on TinyCanvas. Started again, it continues; finished rows are read, not made again."""
+
+    output: Path = Path("out/league")
+    """Folder for league.json, league.md, league.png and all that they are made from."""
+    quick: bool = False
+    """A small league in a quarter of an hour: few targets, pictures and steps. Wins over the options below."""
+    methods: tuple[str, ...] = ORDER
+    """Methods to compare."""
+    targets: tuple[str, ...] = ()
+    """Concepts to remove, each on its own; default all ten objects, and all styles but plain."""
+    object_block: str = "unet.up_blocks.1.attentions.1"
+    """Where objects are read and edited."""
+    style_block: str = "unet.up_blocks.1.attentions.1"
+    """Where styles are read and edited."""
+    images: int = 600
+    """Pictures recorded for the SAEs."""
+    tokens_per_map: int = 32
+    """Tokens kept of each feature map."""
+    expansion: int = 8
+    """Latents per input channel of every SAE."""
+    k: int = 16
+    """Active latents per token."""
+    train_batch: int = 2048
+    """Tokens per training step."""
+    train_steps: int = 2500
+    """Training steps of each SAE that begins from scratch."""
+    tune_steps: int = 1000
+    """Training steps of the supervised SAE that goes on from the unsupervised one."""
+    score_images: int = 540
+    """Anchor pictures of each concept table."""
+    search_images: int = 24
+    """Anchor pictures per setting tried."""
+    latents: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of latents that searches try (τ), of those a method may try."""
+    strengths: tuple[float, ...] = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
+    """Multipliers that searches try (γ), of those a method may try."""
+    seeds: int = 2
+    """Pictures of each of the 90 evaluation prompts."""
+    seed: int = 188
+    """Seed of everything; the pictures' first."""
+    steps: int = 25
+    """Denoising steps."""
+    oracle_steps: int = 100
+    """Training steps of each oracle, and of the fine-tuned copy."""
+    extra_methods: tuple[str, ...] = ("saeuron", "saemnesia", "saemnesia_per", "default")
+    """Methods that are also tried in sequence, on two concepts at once and under attack. The default and SAeUron are
+    tried under other conditions too."""
+    extra_targets: tuple[str, ...] = ("star", "neon")
+    """Concepts that are removed under other conditions and under attack."""
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    """Samplers, numbers of steps and sizes to try, and the model itself fine-tuned."""
+    attack_seeds: int = 2
+    """Pictures of each prompt that are attacked."""
+    attack_iterations: int = 40
+    """Gradient steps of each attack."""
+
+    def run(self) -> None:
+        league(self)
+
+
+def league(config: League) -> dict:
+    """Run ``config`` and return what it writes to ``league.json``."""
+    if config.quick:
+        config = dataclasses.replace(config, **QUICK)
+    kinds = concepts(read_prompts("tinycanvas:evaluation"))
+    _check(config, kinds)
+    contest = Contest(config, kinds)
+    save_config(config, config.output)
+    targets = list(config.targets) or [name for name in kinds if name != "plain"]
+    rows, timing = [], {}
+    for method in config.methods:
+        console.rule(method)
+        rows += [contest.row("target", method, [name], partial(of_target, contest, method, name)) for name in targets]
+        first = targets[0]
+        timing[method] = contest.row("timing", method, [first], partial(of_time, contest, method, first))
+    report = {
+        "command": f"python -m training league{' --quick' if config.quick else ''}",
+        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
+        "rows": summaries(rows, timing, config.methods),
+        "targets": rows,
+        "near": near_pairs(rows),
+        **extras(contest),
+        "saes": [about_sae(name, reader) for name, reader in contest.saes(config.methods)],
+    }
+    write_json(config.output / "league.json", report)
+    write_text(config.output / "league.md", markdown(report))
+    plot(report, config.output / "league.png")
+    console.print(markdown(report))
+    for name in ("league.json", "league.md", "league.png"):
+        print(config.output / name)
+    return report
+
+
+def extras(contest: Contest) -> dict[str, list[dict]]:
+    """The rows beside the main table: removals in sequence and two at once, other conditions, attacks."""
+    config = contest.config
+    found: dict[str, list[dict]] = {"sequence": [], "together": [], "conditions": [], "attack": []}
+
+    def add(what: str, method: str, names: Sequence[str], make: Callable[..., dict], *arguments: object) -> None:
+        found[what].append(contest.row(what, method, names, partial(make, contest, method, *arguments)))
+
+    for method in ("none", *(name for name in config.extra_methods if name in config.methods)):
+        console.rule(f"{method}, beside the main table")
+        for count in COUNTS[-1:] if config.quick else COUNTS:
+            add("sequence", method, SEQUENCE[:count], of_several, SEQUENCE[:count])
+        for pair in TOGETHER[:1] if config.quick else TOGETHER:
+            add("together", method, pair, of_several, pair)
+        for target in config.extra_targets:
+            for name in config.conditions if method in CONDITION_METHODS else ():
+                add("conditions", method, [target, name], of_condition, target, name)
+            if method != "none":
+                add("attack", method, [target], of_attack, target)
+    return found
+
+
+def _check(config: League, kinds: Mapping[str, str]) -> None:
+    known = {
+        "methods": ORDER,
+        "targets": kinds,
+        "extra_methods": ORDER,
+        "extra_targets": kinds,
+        "conditions": CONDITIONS,
+    }
+    for name, valid in known.items():
+        for value in getattr(config, name):
+            if value not in valid:
+                option = name.replace("_", "-")
+                raise SaeuronError(f"--{option} {value!r} is unknown; the nearest are {nearest(value, valid)}")
