@@ -7,11 +7,11 @@ import importlib
 import os
 import sys
 
-os.environ["SAEURON_INSIDE_COMFYUI"] = "1"
-import comfy.sample
-import conftest
 import torch
 from safetensors.torch import save_file
+
+os.environ["SAEURON_INSIDE_COMFYUI"] = "1"
+conftest = importlib.import_module("conftest")  # brings ComfyUI onto the path, and the pack
 
 PROMPTS = ["An image of heart in neon style.", "An image of moon in sepia style.", "An image of ring in mosaic style."]
 STEPS, GUIDANCE, SEED = 25, 3.0, 5
@@ -36,6 +36,8 @@ def pack(name):
 
 
 def main(output: str) -> None:
+    import comfy.sample
+
     model, clip, vae = pack("tinycanvas").TinyCanvas.execute().args
     sae = pack("loader").SaeLoader.execute("tinycanvas.safetensors").args[0]
     chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 4, -8.0).args[0]
