@@ -13,7 +13,7 @@ test-comfyui: .venv/.installed
 	.venv/bin/python -m pytest tests/comfyui
 
 screenshots: .venv/.installed
-	SCREENSHOTS=docs/screenshots .venv/bin/python -m pytest tests/comfyui/test_browser.py
+	KEEP_SCREENSHOTS=1 .venv/bin/python -m pytest tests/comfyui/test_browser.py
 
 # Other people's SAE libraries, against which our readers are held; in an environment of their own, for their pins.
 .PHONY: test-peers

@@ -1,7 +1,7 @@
 """ComfyUI's own front end in headless Chromium: every workflow as a user sees it.
 
-Screenshots go to ``out/screenshots``. Where SCREENSHOTS names a folder they go there, and the pictures that the template
-browser shows are made of them anew.
+Screenshots go to ``out/screenshots``. With KEEP_SCREENSHOTS=1 those of the classic canvas go to ``docs/screenshots``
+too, and the pictures in the template browser are made of them anew.
 """
 
 import json
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.comfyui
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: the browser was NOT tested")
 
 ROOT = Path(__file__).parents[2]
-SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "out" / "screenshots"))
+SCREENSHOTS = ROOT / "out" / "screenshots"
+KEPT = ROOT / "docs" / "screenshots"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 RENDERERS = {"classic": False, "nodes-2.0": True}
@@ -80,7 +81,7 @@ def open_page(browser, server, models):
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(server.url)
-        page.wait_for_function("() => window.app?.graph && app.extensionManager && app.vueAppReady")
+        page.wait_for_function("() => window.app?.graph && app.extensionManager?.spinner === false")
         return page
 
     yield open_it
@@ -97,14 +98,19 @@ def load_workflow(page, name: str) -> dict:
     return workflow
 
 
-def screenshot(page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
-    if "SCREENSHOTS" in os.environ and name in WORKFLOWS:
-        picture = Image.open(SCREENSHOTS / f"{name}.png").convert("RGB").crop(page.evaluate(OUTLINE))
-        picture.resize((800, round(800 * picture.height / picture.width))).save(
-            ROOT / "workflows" / f"{name}.jpg", quality=85
-        )
+def screenshot(page, name: str, renderer: str = "classic") -> None:
+    file = SCREENSHOTS / (f"{name}.png" if renderer == "classic" else f"{name}.{renderer}.png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=file)
+    if os.environ.get("KEEP_SCREENSHOTS") != "1" or renderer != "classic":
+        return
+    KEPT.mkdir(parents=True, exist_ok=True)
+    shown = Image.open(file).convert("RGB")
+    shown.quantize(256).save(KEPT / file.name, optimize=True)
+    if name in WORKFLOWS:
+        picture = shown.crop(page.evaluate(OUTLINE))
+        picture = picture.resize((800, round(800 * picture.height / picture.width)))
+        picture.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -117,7 +123,7 @@ def test_no_node_or_widget_is_missing(open_page, name, renderer):
     for node in workflow["nodes"]:
         assert saved[node["id"]].get("widgets_values", []) == node.get("widgets_values", [])
     assert page.errors == []
-    screenshot(page, name if renderer == "classic" else f"{name}.{renderer}")
+    screenshot(page, name, renderer)
 
 
 @pytest.mark.parametrize("name", QUEUED)
@@ -168,7 +174,7 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
     offered = page.locator(".litecontextmenu .litemenu-entry")
     offered.first.wait_for()
     assert "heart (object)" in offered.all_inner_texts()
-    screenshot(page, f"concepts.{renderer}")
+    screenshot(page, "concepts", renderer)
     assert offered.last.bounding_box()["y"] < page.viewport_size["height"] - 20
     offered.get_by_text("star (object)", exact=True).click()
     concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
@@ -180,7 +186,8 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
       .find((widget) => widget.name === "contents").value"""
     assert "unet.up_blocks.1.attentions.1" in page.evaluate(described)
     assert page.errors == []
-    screenshot(page, f"result.{renderer}")
+    if RENDERERS[renderer]:
+        screenshot(page, "result", renderer)
 
 
 def test_without_an_sae_the_button_says_what_to_do(open_page):

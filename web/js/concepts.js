@@ -46,7 +46,9 @@ async function offer(node) {
       content: kind ? `${name} (${kind})` : name,
       callback: () => add(node, name),
     }));
-    // "dark" menus get a box to filter by, after they have been placed: it may push the last entries off the screen.
+    // "dark" menus get a box to filter by. It asks for a canvas that Nodes 2.0 may not have named yet, and comes after
+    // the menu has been placed, so that the last entries may lie off the screen.
+    LGraphCanvas.active_canvas ??= app.canvas;
     const { root } = new LiteGraph.ContextMenu(entries, { event: below(node), className: "dark" });
     root.style.top = `${Math.max(0, Math.min(root.offsetTop, innerHeight - root.offsetHeight - 40))}px`;
   } catch (error) {
