@@ -48,9 +48,9 @@ class Demo:
     """Active latents per token."""
     train_steps: int = 2500
     """Training steps of the SAE."""
-    latents: tuple[int, ...] = (4, 8)
+    latents: tuple[int, ...] = (8, 16)
     """Numbers of latents the search tries."""
-    strengths: tuple[float, ...] = (-2.0, -4.0, -8.0)
+    strengths: tuple[float, ...] = (-1.0, -2.0, -4.0)
     """Multipliers the search tries."""
     search_images: int = 45
     """Anchor pictures per setting tried."""

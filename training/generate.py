@@ -48,6 +48,10 @@ class Generate:
     """Classifier-free guidance scale."""
     sampler: str = "ddim"
     """ddim, euler, euler-a, dpm++2m or heun."""
+    height: int | None = None
+    """Height in pixels; default the model's own."""
+    width: int | None = None
+    """Width in pixels; default the model's own."""
     seed: int = 0
     """Seed of the first picture; the following ones count up."""
     batch: int = 16
@@ -69,7 +73,7 @@ class Generate:
         edits = {sae.hookpoint: removal(sae.to(self.device), table, chosen, self.paper_exact)}
         pipeline = load_model(self.model, self.device, self.sampler)
         check_fits(sae, pipeline)
-        sampling = Sampling(self.steps, self.guidance, self.batch)
+        sampling = Sampling(self.steps, self.guidance, self.batch, height=self.height, width=self.width)
         seeds = [self.seed + n for n in range(len(rows))]
         before = draw_all(pipeline, rows, seeds, sampling)
         after = draw_all(pipeline, rows, seeds, sampling, edits)

@@ -36,6 +36,10 @@ class Score:
     """Classifier-free guidance scale. Only the conditional half is read."""
     sampler: str = "ddim"
     """ddim, euler, euler-a, dpm++2m or heun."""
+    height: int | None = None
+    """Height in pixels; default the model's own."""
+    width: int | None = None
+    """Width in pixels; default the model's own."""
     batch: int = 16
     """Images drawn at once."""
     seed: int = 1
@@ -90,6 +94,8 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
             [config.seed * 1_000_003 + start + n for n in range(len(picked))],
             steps=config.steps,
             guidance=config.guidance,
+            height=config.height,
+            width=config.width,
             bf16=config.bf16,
             taps={sae.hookpoint: tap},
         )

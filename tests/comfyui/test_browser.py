@@ -106,7 +106,7 @@ def screenshot(page, name: str, renderer: str = "classic") -> None:
         return
     KEPT.mkdir(parents=True, exist_ok=True)
     shown = Image.open(file).convert("RGB")
-    shown.quantize(256).save(KEPT / file.name, optimize=True)
+    shown.quantize(256, dither=Image.Dither.NONE).save(KEPT / file.name, optimize=True)
     if name in WORKFLOWS:
         picture = shown.crop(page.evaluate(OUTLINE))
         picture = picture.resize((800, round(800 * picture.height / picture.width)))
@@ -179,7 +179,7 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
     offered.get_by_text("star (object)", exact=True).click()
     concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
       .find((widget) => widget.name === "concepts").value"""
-    assert page.evaluate(concepts) == "neon, star"
+    assert page.evaluate(concepts) == "neon: 2 × -1, star"
 
     queue(page, server)
     described = """() => app.graph.findNodesByType("SAeUronLoader")[0].widgets

@@ -90,14 +90,25 @@ def test_nothing_stays_behind_once_the_patch_is_disconnected(server, load):
     assert numpy.array_equal(again, alone)
 
 
+def test_steering_brings_a_style_in(server, load):
+    before, after = drawn(server, load("steer"), "Before", "After")
+    assert judged(before)["style"].count("neon") == 0
+    assert judged(after)["style"].count("neon") >= 3
+
+
 def test_steering_follows_its_mask(server, load):
     workflow = load("steer")
-    before, right = drawn(server, workflow, "Before", "After")
-    change = numpy.abs(right.astype(float) - before).mean((0, 1, 3))
-    assert change[128:].mean() > change[:128].mean()  # the rest of the picture answers, as its parts see each other
-    workflow[find(workflow, "Right half: on")]["inputs"]["value"] = 0.0
-    (nowhere,) = drawn(server, only(workflow, "After"), "After")
+    before, after, half = drawn(server, workflow, "Before", "After", "Right half")
+    assert not numpy.array_equal(half, before) and not numpy.array_equal(half, after)
+    mask, patch = (workflow[find(workflow, name)]["inputs"] for name in ("Right half: on", "Steer the right half"))
+    mask["value"] = 0.0
+    (nowhere,) = drawn(server, only(workflow, "Right half"), "Right half")
     assert numpy.array_equal(nowhere, before)
+    mask["value"], mask["width"] = 1.0, 32
+    workflow[find(workflow, "MaskComposite")]["inputs"]["x"] = 0
+    patch["add"] = workflow[find(workflow, "Steer everywhere")]["inputs"]["add"]
+    (everywhere,) = drawn(server, only(workflow, "Right half"), "Right half")
+    assert numpy.array_equal(everywhere, after)
 
 
 def test_recording_leaves_the_picture_and_adds_a_shard_a_run(server, load):
@@ -202,7 +213,7 @@ def bad_files(server):
 )
 def test_bad_input_is_refused_before_sampling(server, load, bad_files, name, change, where, says):
     workflow = load(name)
-    last = {"inspect": "Concept Plot", "record": "Picture"}.get(name, "After")
+    last = {"inspect": "Concept Plot", "record": "Picture", "steer": "Right half"}.get(name, "After")
     workflow = only(workflow, last)
     node, widget, value = change
     workflow[find(workflow, node)]["inputs"][widget] = value

@@ -13,6 +13,7 @@ from tinycanvas.model import build_text_encoder, load_tokenizer
 from training.judging import Sampling, draw_all
 from training.models import SAMPLERS, check_fits, load_model
 from training.record import Record, record
+from training.score import Score, score
 from training.settings import Setting, removal
 
 
@@ -111,6 +112,8 @@ def test_a_single_file_is_recorded_and_edited_like_the_built_in_model(small_sd, 
         assert recording.complete and recording.read("shard-00000.safetensors").activations.isfinite().all()
     pipeline, sae = load_model(str(small_sd)), make_sae()
     check_fits(sae, pipeline)
+    scoring = Score(tmp_path, tmp_path, prompts="tinycanvas:anchor", images=2, steps=2, height=64, width=64)
+    assert score(scoring, sae, pipeline).counts.sum() == 2 * 2 * 2, "images × steps × kinds"
     edits = {sae.hookpoint: removal(sae, make_table(sae), {"star": Setting(latents=64, strength=-20.0)})}
     sampling = Sampling(steps=2, height=64, width=64)
     before, after = (draw_all(pipeline, [{"prompt": "a star"}], [0], sampling, chosen) for chosen in ({}, edits))
