@@ -56,7 +56,8 @@ def train_unet(
     contexts = CaptionContexts(folder)
     unet = build_unet()
     if first:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
+        before = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        unet.load_state_dict(before.state_dict())
     unet = unet.to(memory_format=torch.channels_last)
     for number, cycle in enumerate(cycles):
         if number < first:

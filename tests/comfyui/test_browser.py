@@ -106,7 +106,7 @@ def screenshot(page, name: str, renderer: str = "classic") -> None:
         return
     KEPT.mkdir(parents=True, exist_ok=True)
     shown = Image.open(file).convert("RGB")
-    shown.quantize(256, dither=Image.Dither.NONE).save(KEPT / file.name, optimize=True)
+    shown.quantize(256, Image.Quantize.FASTOCTREE).save(KEPT / file.name, optimize=True)
     if name in WORKFLOWS:
         picture = shown.crop(page.evaluate(OUTLINE))
         picture = picture.resize((800, round(800 * picture.height / picture.width)))
