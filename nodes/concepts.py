@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..saeuron import ConceptTable, SaeuronError
+from ..saeuron import ConceptTable, SaeuronError, Setting
 from . import files
-from .sockets import CATEGORY, Choice, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept
+from .sockets import CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept
 
 FROM_FILE = "from SAE file"
 
@@ -69,11 +69,11 @@ class ConceptSelector(io.ComfyNode):
         wanted = parse(concepts)
         if not wanted:
             raise SaeuronError(f"`concepts` is empty: name some of {', '.join(list(known.concepts)[:8])} …")
-        choices = {}
+        settings = {}
         for name, own in wanted.items():
             check_concept(known, name)
-            choices[name] = _choice(sae.bundle.settings.get(name, {}), own, latents, strength)
-        return io.NodeOutput(ChosenConcepts(known, choices))
+            settings[name] = _setting(sae.bundle.settings.get(name), own, latents, strength)
+        return io.NodeOutput(ChosenConcepts(known, settings))
 
 
 def parse(text: str) -> dict[str, tuple[int, float]]:
@@ -93,9 +93,10 @@ def parse(text: str) -> dict[str, tuple[int, float]]:
     return wanted
 
 
-def _choice(tuned: dict, own: tuple[int, float], latents: int, strength: float) -> Choice:
-    """The concept's own numbers, else the node's, else the file's tuned ones."""
-    known = {key: tuned[key] for key in ("latents", "strength", "per_timestep") if key in tuned}
-    choice = Choice(**known)
-    count, force = own[0] or latents, own[1] or strength
-    return replace(choice, latents=count or choice.latents, strength=force or choice.strength)
+def _setting(tuned: dict | None, own: tuple[int, float], latents: int, strength: float) -> Setting:
+    """The concept's own numbers, else the node's, else the file's tuned ones. A number of latents asks for just that
+    many of the table's, in place of an assigned one."""
+    setting = Setting.parse(tuned or {})
+    if count := own[0] or latents:
+        setting = replace(setting, latents=count, assigned=False)
+    return replace(setting, strength=own[1] or strength or setting.strength)

@@ -76,8 +76,8 @@ class FeatureProbe(io.ComfyNode):
         if latents.strip():
             groups |= {f"latent {n}": Group(n[None]) for n in parse_latents(latents, sae.sae.n_latents)}
         if concepts is not None:
-            one = {name: ChosenConcepts(concepts.table, {name: choice}) for name, choice in concepts.choices.items()}
-            groups |= {name: Group(chosen.selection()) for name, chosen in one.items()}
+            settings, table = concepts.settings, concepts.table
+            groups |= {name: Group(setting.select(sae.sae, table, name)) for name, setting in settings.items()}
         if not groups:
             raise SaeuronError("there is nothing to watch: write `latents`, or connect `concepts`")
         probe = Probe(sae.sae, groups)

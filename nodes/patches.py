@@ -1,15 +1,22 @@
 """Feature Ablate Patch and Feature Steer Patch."""
 
+from dataclasses import replace
+
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..saeuron import SaeuronError
-from ..saeuron.edits import Ablate, Replace, Steer
+from ..saeuron import SaeuronError, Steer, removal
 from .hook import APPLIES_TO, Patch, attach
 from .sockets import CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae
 
-MODES = ("ablate", "replace", "paper-exact")
+WAYS = {
+    "tuned": {},
+    "ablate": {"edit": "ablate"},
+    "replace": {"edit": "replace"},
+    "paper-exact": {"edit": "ablate", "scale": "mean"},
+}
+"""Modes, and what each makes of a concept's setting."""
 
 
 def _where() -> list[io.Input]:
@@ -44,11 +51,11 @@ class FeatureAblatePatch(io.ComfyNode):
                 Concepts.Input("concepts"),
                 io.Combo.Input(
                     "mode",
-                    options=list(MODES),
-                    default=MODES[0],
-                    tooltip="ablate: push the concept's latents away (SAeUron). replace: give tokens that show the "
-                    "concept the content of tokens that do not (PER). paper-exact: as SAeUron's published code does "
-                    "it, for published strengths.",
+                    options=list(WAYS),
+                    default="tuned",
+                    tooltip="tuned: as the SAE file says for each concept, else ablate. ablate: push the concept's "
+                    "latents away (SAeUron). replace: give tokens that show the concept the content of tokens that do "
+                    "not (PER). paper-exact: as SAeUron's published code does it, for published strengths.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -78,10 +85,14 @@ class FeatureAblatePatch(io.ComfyNode):
     ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model)
-        selection = concepts.selection(strength)
-        edit = Replace(sae.sae, selection) if mode == "replace" else Ablate(sae.sae, selection, mode == "paper-exact")
-        patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
-        return io.NodeOutput(attach(model, patch, sae.patcher))
+        settings = {
+            name: replace(setting, strength=setting.strength * strength, **WAYS[mode])
+            for name, setting in concepts.settings.items()
+        }
+        for edit in removal(sae.sae, concepts.table, settings, mode == "paper-exact"):
+            patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
+            model = attach(model, patch, sae.patcher)
+        return io.NodeOutput(model)
 
 
 class FeatureSteerPatch(io.ComfyNode):

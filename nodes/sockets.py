@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..saeuron import Hookpoint, SaeuronError, Selection, SparseAutoencoder
+from ..saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder
 from ..saeuron.checkpoints import Bundle
+from ..saeuron.compact import CompactTable
 from ..saeuron.errors import nearest
 
 CATEGORY = "SAeUron"
@@ -30,30 +31,12 @@ class LoadedSae:
         return self.bundle.sae
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How one concept is to be taken out."""
-
-    latents: int = 1
-    strength: float = -1.0
-    per_timestep: bool = True
-
-
 @dataclass(frozen=True, eq=False)
 class ChosenConcepts:
-    """Concepts by name, with the table that knows their latents."""
+    """Concepts by name, each with how it is removed, and the table that knows their latents."""
 
-    table: object
-    choices: dict[str, Choice]
-
-    def selection(self, strength: float = 1.0) -> Selection:
-        """All of them in one Selection; ``strength`` multiplies each concept's own."""
-        return Selection.merge(
-            [
-                self.table.select(name, choice.latents, choice.strength * strength, choice.per_timestep)
-                for name, choice in self.choices.items()
-            ]
-        )
+    table: ConceptTable | CompactTable
+    settings: dict[str, Setting]
 
 
 def check_concept(table: object, name: str) -> None:

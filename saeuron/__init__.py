@@ -9,6 +9,7 @@ from .errors import SaeuronError
 from .hookpoints import Hookpoint
 from .recording import Recording, RecordingWriter
 from .selection import Selection
+from .settings import Setting, removal
 
 __all__ = [
     "Ablate",
@@ -20,12 +21,14 @@ __all__ = [
     "Replace",
     "SaeuronError",
     "Selection",
+    "Setting",
     "SparseAutoencoder",
     "Steer",
     "assign",
     "assign_at_random",
     "load_sae",
     "read_assignment",
+    "removal",
     "save_sae",
     "select_assigned",
 ]

@@ -48,25 +48,24 @@ def read_assignment(sae: SparseAutoencoder) -> dict[str, int]:
     return assignment
 
 
-def select_assigned(table: ConceptTable, assignment: dict[str, int], concept: str, strength: float = -1.0) -> Selection:
+def select_assigned(
+    table: ConceptTable,
+    assignment: dict[str, int],
+    concept: str,
+    strength: float = -1.0,
+    presence: float | None = None,
+) -> Selection:
     """The selection of ``concept``'s one assigned latent, the same at every timestep.
 
-    ``strength`` is γ. Raises SaeuronError on a concept without an assigned latent or unknown to the table.
+    ``strength`` is γ, ``presence`` is `Selection.of`'s. Raises SaeuronError on a concept without an assigned latent or
+    unknown to the table.
     """
     if concept not in assignment:
         raise SaeuronError(
             f"concept {concept!r} has no assigned latent; the nearest that have are {nearest(concept, assignment)}"
         )
     latents = torch.full((len(table.timesteps), 1), assignment[concept])
-    return Selection(
-        timesteps=table.timesteps,
-        latents=latents,
-        means=table.means(concept).gather(1, latents),
-        thresholds=table.average(concept).gather(1, latents),
-        strengths=torch.full(latents.shape, float(strength)),
-        concepts=(concept,),
-        fingerprint=table.fingerprint,
-    )
+    return Selection.of(table, concept, latents, strength, presence)
 
 
 def _check_enough(concepts: int, n_latents: int) -> None:

@@ -126,10 +126,9 @@ class SparseAutoencoder(nn.Module):
         competition from other latents. Only tokens where one exceeds it pay for the whole encoder, since only there
         the top-k competition decides anything.
         """
-        pre = self.pre_activations(tokens, latents)
+        values = self.encode_alone(tokens, latents)
         if self.uses_threshold:
-            return self._over(pre, latents)
-        values = self._strength(pre)
+            return values
         rows = (values > floor).any(-1).nonzero().squeeze(-1)
         if len(rows):
             contested = self.pre_activations(tokens[rows])
@@ -137,6 +136,11 @@ class SparseAutoencoder(nn.Module):
             own = contested[:, latents]
             values = values.index_copy(0, rows, torch.where(own >= weakest, self._strength(own), 0))
         return values
+
+    def encode_alone(self, tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What ``latents`` ``[m]`` would show ``[..., m]`` if no other competed: never too little."""
+        pre = self.pre_activations(tokens, latents)
+        return self._over(pre, latents) if self.uses_threshold else self._strength(pre)
 
     def _competes(self, per_token: bool) -> bool:
         return not self.uses_threshold or (per_token and self.activation == "batch_topk")

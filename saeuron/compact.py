@@ -10,7 +10,7 @@ from .errors import SaeuronError, nearest
 from .selection import Selection
 
 KEPT = 64
-MEANS, AVERAGES, SCORES = range(3)
+MEANS, AVERAGES, RIVALS, SCORES = range(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,8 @@ class CompactTable:
     It selects as the ConceptTable that it was made of, up to ``kept`` latents and the rounding of float16, at a few
     megabytes where that one has hundreds. ``latents`` is ``[2, concepts, timesteps, columns]`` int32, strongest first:
     those chosen at each timestep, and those chosen once. A column behind the first ``kept`` holds latents that training
-    assigned. ``values`` is ``[3, 2, concepts, timesteps, columns]`` float16: ``μ/scale``, ``μ̄/scale`` and the scores.
+    assigned. ``values`` is ``[4, 2, concepts, timesteps, columns]`` float16: the means, the averages and the rivals
+    over ``scale``, and the scores.
     """
 
     concepts: dict[str, str]
@@ -48,12 +49,12 @@ class CompactTable:
             if assigned:
                 own = chosen[1, :, :1] if concept not in assigned else torch.full((len(scores), 1), assigned[concept])
                 chosen = torch.cat([chosen, own.expand(2, -1, -1)], -1)
-            dense = (table.means(concept), table.average(concept), scores)
+            dense = (table.means(concept), table.average(concept), table.rival(concept), scores)
             values.append(torch.stack([field.expand(2, -1, -1).gather(-1, chosen) for field in dense]))
             latents.append(chosen)
         stacked = torch.stack(values, 2)
-        scale = float(stacked[[MEANS, AVERAGES]].max().clamp(min=torch.finfo(torch.float32).tiny))
-        stacked[[MEANS, AVERAGES]] /= scale  # so that float16 neither overflows nor runs out of digits
+        scale = float(stacked[:SCORES].max().clamp(min=torch.finfo(torch.float32).tiny))
+        stacked[:SCORES] /= scale  # so that float16 neither overflows nor runs out of digits
         names = dict(table.concepts), table.timesteps, table.n_latents, table.fingerprint, table.origin
         return cls(*names, kept, scale, torch.stack(latents, 1).int(), stacked.half())
 
@@ -79,6 +80,10 @@ class CompactTable:
         """``μ̄(i, t)`` ``[timesteps, n_latents]``, 0 where the table keeps nothing."""
         return self._dense(AVERAGES, concept) * self.scale
 
+    def rival(self, concept: str) -> torch.Tensor:
+        """``max_c' μ(i, t, D_c')`` ``[timesteps, n_latents]``, 0 where the table keeps nothing."""
+        return self._dense(RIVALS, concept) * self.scale
+
     def scores(self, concept: str) -> torch.Tensor:
         """SAeUron eq. 7 ``[timesteps, n_latents]``, 0 where the table keeps nothing."""
         return self._dense(SCORES, concept)
@@ -90,7 +95,14 @@ class CompactTable:
             dense.scatter_(1, self.latents[block, row].long(), self.values[field, block, row].float())
         return dense
 
-    def select(self, concept: str, count: int, strength: float = -1.0, per_timestep: bool = True) -> Selection:
+    def select(
+        self,
+        concept: str,
+        count: int,
+        strength: float = -1.0,
+        per_timestep: bool = True,
+        presence: float | None = None,
+    ) -> Selection:
         """The ``count`` latents of highest score, as ``ConceptTable.select``; SaeuronError where it keeps fewer."""
         row = self.row(concept)
         if not 0 <= count <= self.kept:
@@ -98,17 +110,8 @@ class CompactTable:
                 f"the number of latents is {count} and this shared table keeps {self.kept} a concept: "
                 f"give 0 to {self.kept}, or run `score` for a whole table"
             )
-        place = (0 if per_timestep else 1, row, slice(None), slice(count))
-        latents = self.latents[place].long()
-        return Selection(
-            timesteps=self.timesteps,
-            latents=latents,
-            means=self.values[(MEANS, *place)].float() * self.scale,
-            thresholds=self.values[(AVERAGES, *place)].float() * self.scale,
-            strengths=torch.full(latents.shape, float(strength)),
-            concepts=(concept,),
-            fingerprint=self.fingerprint,
-        )
+        latents = self.latents[0 if per_timestep else 1, row, :, :count].long()
+        return Selection.of(self, concept, latents, strength, presence)
 
     def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         """The tensors and the JSON values of a file that holds this table."""
@@ -120,7 +123,7 @@ class CompactTable:
         """The inverse of ``pack``; raises KeyError, TypeError or ValueError on what ``pack`` does not write."""
         latents, values, timesteps = (tensors[f"table.{name}"] for name in ("latents", "values", "timesteps"))
         expected = (2, len(about["concepts"]), len(timesteps))
-        if latents.shape[:-1] != expected or values.shape != (3, *latents.shape) or about["kept"] > latents.shape[-1]:
+        if latents.shape[:-1] != expected or values.shape != (4, *latents.shape) or about["kept"] > latents.shape[-1]:
             raise ValueError("the tensors of its table do not have the shape its description gives")
         if latents.numel() and not 0 <= int(latents.min()) <= int(latents.max()) < n_latents:
             raise ValueError("its table names latents that the SAE does not have")

@@ -97,11 +97,26 @@ class ConceptTable:
         tiny = torch.finfo(own.dtype).tiny
         return own / own.sum(-1, keepdim=True).clamp(min=tiny) - rest / rest.sum(-1, keepdim=True).clamp(min=tiny)
 
-    def select(self, concept: str, count: int, strength: float = -1.0, per_timestep: bool = True) -> Selection:
+    def rival(self, concept: str) -> torch.Tensor:
+        """``max_c' μ(i, t, D_c')`` over the other concepts of the same kind, ``[timesteps, n_latents]``."""
+        row, kin = self.row(concept), self._kin(concept)
+        highest = torch.zeros(len(self.timesteps), self.n_latents)
+        for other in kin[kin != row].tolist():
+            torch.maximum(highest, self.sums[other] / self.counts[other, :, None].clamp(min=1), out=highest)
+        return highest
+
+    def select(
+        self,
+        concept: str,
+        count: int,
+        strength: float = -1.0,
+        per_timestep: bool = True,
+        presence: float | None = None,
+    ) -> Selection:
         """The ``count`` latents of highest score, at each timestep or once for all by the mean score.
 
-        ``strength`` is SAeUron's γ, negative to push the concept away. Raises SaeuronError where ``count`` is not
-        between 0 and the number of latents.
+        ``strength`` is SAeUron's γ, negative to push the concept away; ``presence`` is `Selection.of`'s. Raises
+        SaeuronError where ``count`` is not between 0 and the number of latents.
         """
         if not 0 <= count <= self.n_latents:
             raise SaeuronError(f"the number of latents is {count} and has to lie between 0 and {self.n_latents}")
@@ -110,15 +125,7 @@ class ConceptTable:
             latents = scores.topk(count, dim=-1).indices
         else:
             latents = scores.mean(0).topk(count).indices.expand(len(self.timesteps), count).clone()
-        return Selection(
-            timesteps=self.timesteps,
-            latents=latents,
-            means=self.means(concept).gather(1, latents),
-            thresholds=self.average(concept).gather(1, latents),
-            strengths=torch.full(latents.shape, float(strength)),
-            concepts=(concept,),
-            fingerprint=self.fingerprint,
-        )
+        return Selection.of(self, concept, latents, strength, presence)
 
     def merge(self, other: "ConceptTable") -> None:
         """Add what another process gathered for the same concepts, timesteps and SAE."""

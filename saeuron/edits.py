@@ -64,7 +64,7 @@ class Ablate(Window):
         weight = _weight(tokens, mask)
         if self.paper_exact:
             return self._published(flat, row, weight).view_as(tokens)
-        active = self.sae.encode_at(flat, row.latents, row.thresholds)
+        active = _active(self.sae, tokens, row)
         rows = ((active > row.thresholds) & (weight != 0)).any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             return tokens
@@ -113,7 +113,7 @@ class Replace(Window):
             return tokens
         row = row.to(tokens.device)
         flat = tokens.reshape(-1, self.sae.d_in)
-        active = self.sae.encode_at(flat, row.latents, row.thresholds)
+        active = _active(self.sae, tokens, row)
         fires = (active > row.thresholds).any(-1).view(tokens.shape[:-1])
         weight = _weight(tokens, mask).expand(len(flat), 1)
         concerned = (fires & ~fires.all(1, keepdim=True)).flatten() & (weight != 0).squeeze(-1)
@@ -181,6 +181,24 @@ def _check_belongs(sae: SparseAutoencoder, selection: Selection) -> None:
             f"the selection was made with the SAE {selection.fingerprint} and this SAE is "
             f"{sae.fingerprint}: use the SAE and the table that belong together"
         )
+
+
+def _active(sae: SparseAutoencoder, tokens: torch.Tensor, row: Row) -> torch.Tensor:
+    """Activations ``[B·N, m]``, exact over the thresholds; 0 on maps of ``tokens`` that do not show the concept.
+
+    Without competition from other latents activations are only larger, so most maps are ruled out at the price of a
+    few latents.
+    """
+    if row.floors is None:
+        return sae.encode_at(tokens.reshape(-1, sae.d_in), row.latents, row.thresholds)
+    images, length, nothing = *tokens.shape[:2], torch.zeros_like(row.thresholds)
+    most = sae.encode_alone(tokens, row.latents)
+    maybe = (most.mean(1) > row.floors).any(-1).nonzero().squeeze(-1)
+    active = most.new_zeros(images, length, len(row.latents))
+    if len(maybe):
+        exact = sae.encode_at(tokens[maybe].reshape(-1, sae.d_in), row.latents, nothing).view(-1, *active.shape[1:])
+        active = active.index_copy(0, maybe, exact * (exact.mean(1, keepdim=True) > row.floors))
+    return active.flatten(0, 1)
 
 
 def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

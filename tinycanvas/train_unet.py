@@ -23,7 +23,8 @@ class Cycle:
     """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before.
 
     ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`;
-    ``guidance`` is the most that rolled rows are guided by. Half of the rows show one of the ``practised`` objects.
+    ``guidance`` is the most that rolled rows are guided by. Half of the rows show one of the ``practised`` objects,
+    a tenth one of the ``practised`` styles.
     """
 
     steps: int
@@ -36,11 +37,13 @@ class Cycle:
     practised: tuple[str, ...] = ()
 
 
+HARD = ("star", "circle", "cross", "diamond", "candy")
 CYCLES = (
     Cycle(5200, 1.5e-3, late=0.5),
     Cycle(4500, 1e-3, muon=True, misled=12, rolled=16),
     Cycle(2000, 1e-3, muon=True, misled=12, rolled=20, guidance=4.0),
     Cycle(1000, 8e-4, muon=True, misled=12, rolled=20, guidance=4.0, practised=("star", "circle", "diamond")),
+    Cycle(2200, 1e-3, muon=True, misled=12, rolled=20, guidance=4.0, practised=HARD),
 )
 
 
@@ -151,10 +154,8 @@ def noisy_batch(
     of a noisier row. Their target still is the caption's drawing.
     """
     objects, styles = random_labels(batch, generator)
-    if cycle.practised:
-        hard = torch.tensor([OBJECTS.index(name) for name in cycle.practised])
-        drawn = hard[torch.randint(len(hard), (batch,), generator=generator)]
-        objects = torch.where(torch.rand(batch, generator=generator) < 0.5, drawn, objects)
+    objects = _practise(objects, OBJECTS, cycle, 0.5, generator)
+    styles = _practise(styles, STYLES, cycle, 0.1, generator)
     others, other_styles = random_labels(cycle.misled, generator)
     same_style = torch.rand(cycle.misled, generator=generator) < 0.5
     m, r = cycle.misled, cycle.misled + cycle.rolled
@@ -186,6 +187,16 @@ def noisy_batch(
         noisy[m:r] += spread[m:r] * (after * start + before * velocity)
     noise = (noisy - signal * clean) / spread.clamp(min=1e-3)
     return noisy, t, context, signal * noise - spread * clean
+
+
+def _practise(
+    labels: torch.Tensor, names: tuple[str, ...], cycle: Cycle, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    hard = torch.tensor([names.index(name) for name in cycle.practised if name in names])
+    if len(hard) == 0:
+        return labels
+    drawn = hard[torch.randint(len(hard), labels.shape, generator=generator)]
+    return torch.where(torch.rand(labels.shape, generator=generator) < share, drawn, labels)
 
 
 def _guided(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, load_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, removal
 from saeuron.files import write_json, write_text
 
 from .config import save_config
@@ -22,7 +22,7 @@ from .judging import KINDS, Rate, Sampling, draw_all, judge_tinycanvas
 from .models import check_fits, load_model
 from .progress import console, track
 from .prompts import read_labelled
-from .settings import Setting, read_settings, removal
+from .settings import read_settings
 
 
 @dataclass

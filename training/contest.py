@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import Hookpoint
+from saeuron import Hookpoint, Setting
 from saeuron.files import read_json, write_json
 
 from .attack import How, attack
@@ -26,7 +26,6 @@ from .oracle import retrained
 from .probes import Look, Outside, Ranges, look
 from .prompts import read_prompts
 from .search import anchor_rows
-from .settings import Setting
 from .sweep import Bench, sweep
 
 if TYPE_CHECKING:

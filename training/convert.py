@@ -9,14 +9,14 @@ from typing import Annotated
 import torch
 from tyro.conf import Positional, arg
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, SparseAutoencoder
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder
 from saeuron.checkpoints import Bundle, load_bundle, load_sae, save_bundle
 from saeuron.compact import CompactTable
 
 from .config import save_config
 from .pickles import read_pickle
 from .progress import console
-from .settings import Setting, read_settings, write_settings
+from .settings import read_settings, write_settings
 
 KINDS = ("object", "style")
 PICKLES = (".pkl", ".pickle", ".pth")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, removal
 from saeuron.errors import nearest
 from saeuron.files import write_json, write_text
 
@@ -26,7 +26,7 @@ from .prompts import concepts, read_prompts
 from .record import Record, record
 from .score import Score, score
 from .search import anchor_rows, search
-from .settings import Setting, ablation, grid, write_settings
+from .settings import grid, write_settings
 from .train import Train, train
 
 
@@ -185,9 +185,9 @@ def picture(
         hidden = [row for row in rows if row[kind] != name]
         picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
         seeds = list(range(len(picked)))
-        edit = ablation(sae, table, {name: settings[name]})
+        chain = removal(sae, table, {name: settings[name]})
         before.append(draw_all(pipeline, picked, seeds, sampling))
-        after.append(draw_all(pipeline, picked, seeds, sampling, {sae.hookpoint: [edit]}))
+        after.append(draw_all(pipeline, picked, seeds, sampling, {sae.hookpoint: chain}))
         columns.append([f"{row['object']}\n{row['style']}" for row in picked])
     strips = [strip for pair in zip(before, after, strict=True) for strip in pair]
     names = [f"{when}\n{name}" for name in targets for when in ("with", "without")]

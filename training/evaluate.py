@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, SparseAutoencoder, load_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder, load_sae, removal
 from saeuron.files import write_json, write_text
 
 from .config import save_config
@@ -17,7 +17,7 @@ from .judging import KINDS, Rate, Sampling, Verdicts, draw_all, judge_tinycanvas
 from .models import check_fits, load_model
 from .progress import console, track
 from .prompts import read_labelled
-from .settings import Setting, read_settings, removal
+from .settings import read_settings
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeuron import ConceptTable, SaeuronError, load_sae
+from saeuron import ConceptTable, SaeuronError, Setting, load_sae, removal
 
 from .config import save_config
 from .judging import Sampling, draw_all
@@ -11,7 +11,7 @@ from .models import check_fits, load_model
 from .pictures import save_grid, save_picture
 from .progress import console
 from .prompts import read_prompts
-from .settings import Setting, read_settings, removal
+from .settings import read_settings
 
 
 @dataclass

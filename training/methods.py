@@ -7,13 +7,13 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SparseAutoencoder, load_sae
+from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, load_sae, removal
 
 from .host import Edit
 from .judging import KINDS
 from .record import Record, record
 from .score import Score, score
-from .settings import Setting, grid, removal
+from .settings import grid
 from .train import Train, train
 
 # γ as published, thinned out: SAeUron searches 30 τ × 7 γ, SAEmnesia the same 7 γ at its one latent.

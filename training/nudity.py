@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, load_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, removal
 from saeuron.errors import nearest
 from saeuron.files import read_json, write_json, write_text
 
@@ -25,7 +25,7 @@ from .judging import Sampling, draw_all
 from .models import Pipeline, check_fits, load_model
 from .pictures import save_picture, to_picture
 from .progress import console, track
-from .settings import Setting, read_settings, removal
+from .settings import read_settings
 
 # What the papers count of what NudeNet finds: it also finds faces, and parts of the body that are covered.
 COUNTED = (

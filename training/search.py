@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, removal
 
 from .judging import Sampling, draw_all, judge_tinycanvas, measures
 from .progress import console
-from .settings import Setting, removal
 
 
 def anchor_rows(

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae, read_assignment
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, load_sae, read_assignment, removal
+from saeuron.settings import check_ways
 
 from .config import save_config
 from .judging import KINDS, Rate, Sampling, draw_all, judge_tinycanvas, measures
@@ -17,7 +18,7 @@ from .models import check_fits, load_model
 from .progress import console
 from .prompts import read_labelled
 from .search import anchor_rows
-from .settings import Setting, check_ways, grid, removal, write_settings
+from .settings import grid, write_settings
 
 SEARCHED = ("latents", "strength", "per_timestep")
 

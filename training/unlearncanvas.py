@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, load_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, removal
 from saeuron.files import write_json, write_text
 
 from .canvas import NAMES, PLAIN, kind_of, label, markdown, pictures, summary
@@ -24,7 +24,7 @@ from .judging import KINDS, Sampling, draw_all
 from .models import Pipeline, check_fits, load_model
 from .pictures import save_picture
 from .progress import console, track
-from .settings import Setting, read_settings, removal
+from .settings import read_settings
 
 
 @dataclass

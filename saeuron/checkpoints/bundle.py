@@ -17,6 +17,7 @@ from ..concepts import ConceptTable
 from ..errors import SaeuronError
 from ..files import read_tensors, write_tensors
 from ..hookpoints import Hookpoint
+from ..settings import Setting
 from .canonical import build, tensors_of
 
 FORMAT, VERSION = "saeuron-bundle", 1
@@ -52,7 +53,7 @@ def save_bundle(bundle: Bundle, path: str | Path) -> None:
         table = CompactTable.of(table, sae.config.get("assignment"))
     for concept, setting in bundle.settings.items():
         if table is not None:
-            table.select(concept, int(setting.get("latents", 1)))
+            Setting.parse(setting).select(sae, table, concept)
     tensors = {name: getattr(sae, name) for name in TENSORS}
     if sae.activation == "jumprelu":
         tensors["threshold"] = sae.threshold

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saeuron import load_sae
+from saeuron import Setting, load_sae, removal
 from saeuron.checkpoints import load_bundle
 from training.host import editing, generate, hooked
 from training.judging import judge_tinycanvas
 from training.models import load_model
-from training.settings import Setting, ablation
 
 INSIDE = Path(__file__).parent / "inside"
 # The file is tuned to choose latents once for all timesteps, and so does the node.
@@ -41,7 +40,7 @@ def comfyui_results(comfyui, tmp_path_factory):
 @pytest.fixture(scope="module")
 def edit():
     bundle = load_bundle(SAE)
-    return ablation(bundle.sae, bundle.table, {"neon": Setting(4, -8.0, per_timestep=False)})
+    return removal(bundle.sae, bundle.table, {"neon": Setting.parse(bundle.settings["neon"])})[0]
 
 
 @pytest.mark.parametrize("name", ["plain", "edited"])

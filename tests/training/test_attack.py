@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-from saeuron import SaeuronError
+from saeuron import SaeuronError, Setting, removal
 from training.attack import How, attack, encode, markdown, optimised, put, usable_tokens, with_room
 from training.judging import Sampling, draw_all
 from training.prompts import read_prompts
-from training.settings import Setting, removal
 
 FEW = Sampling(steps=2, batch=2)
 STARS = [row for row in read_prompts("tinycanvas:evaluation") if row["object"] == "star"][:3]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, load_sae, save_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, save_sae
 from saeuron.checkpoints import load_bundle
 from training.__main__ import main
 from training.convert import Convert, ddim_timesteps, latents_of, read_pickled_table
 from training.pickles import read_pickle
-from training.settings import Setting, read_settings
+from training.settings import read_settings
 
 N = 256
 CONCEPTS = ("Cats", "Dogs", "Trees")

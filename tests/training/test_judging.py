@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from saeuron import Setting
 from tinycanvas.drawing import OBJECTS, STYLES, draw
 from training.evaluate import evaluate, markdown, paired
 from training.judging import Rate, Sampling, Verdicts, draw_all, judge_tinycanvas, measures
 from training.prompts import read_prompts
-from training.settings import Setting
 
 # Asked for and found, of eight pictures: three stars, of which one is still found.
 VERDICTS = Verdicts(

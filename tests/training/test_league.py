@@ -6,7 +6,7 @@ import torch
 
 import training.contest
 import training.league
-from saeuron import SaeuronError
+from saeuron import SaeuronError, Setting
 from saeuron.hookpoints import Hookpoint
 from tinycanvas.drawing import OBJECTS, STYLES
 from training.contest import gone_and_kept, kept
@@ -18,7 +18,6 @@ from training.methods import METHODS, edits_for, thinned
 from training.oracle import check_concepts, labels, retrained
 from training.probes import Outside, Ranges, look, with_norm
 from training.prompts import read_prompts
-from training.settings import Setting
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' sampler
 TINY = {

@@ -7,14 +7,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 import training.models
 from benchmarks.ldm import Size
 from benchmarks.random_sd15 import write
-from saeuron import Hookpoint, Recording, SaeuronError
+from saeuron import Hookpoint, Recording, SaeuronError, Setting, removal
 from saeuron.hookpoints import names
 from tinycanvas.model import build_text_encoder, load_tokenizer
 from training.judging import Sampling, draw_all
 from training.models import SAMPLERS, check_fits, load_model
 from training.record import Record, record
 from training.score import Score, score
-from training.settings import Setting, removal
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' samplers to numpy

@@ -1,12 +1,11 @@
 import pytest
 
 import training.search
-from saeuron import SaeuronError
+from saeuron import SaeuronError, Setting
 from training.evaluate import paired
 from training.judging import Sampling, Verdicts
 from training.prompts import read_prompts
 from training.search import anchor_rows, search
-from training.settings import Setting
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from saeuron import Ablate, Replace, SaeuronError
-from training.settings import Setting, ablation, grid, read_settings, removal, write_settings
+from saeuron import Ablate, Replace, SaeuronError, Setting, removal
+from training.settings import grid, read_settings, write_settings
 
 
 def test_settings_come_back_as_they_were_written(tmp_path):
@@ -46,7 +46,7 @@ def test_the_grid_holds_every_combination_once():
 def test_one_edit_removes_several_concepts_each_by_its_own_setting(make_sae, make_table):
     sae = make_sae()
     table = make_table(sae)
-    edit = ablation(sae, table, {"neon": Setting(3, -2.0), "star": Setting(5, -7.0, False)}, paper_exact=True)
+    (edit,) = removal(sae, table, {"neon": Setting(3, -2.0), "star": Setting(5, -7.0, False)}, paper_exact=True)
     assert edit.paper_exact and edit.selection.concepts == ("neon", "star")
     chosen = edit.selection.at(481)
     by_strength = {strength: set(chosen.latents[chosen.strengths == strength].tolist()) for strength in (-2.0, -7.0)}
@@ -81,7 +81,7 @@ def test_an_assigned_latent_that_was_never_assigned_is_refused(make_sae, make_ta
 def test_a_table_of_another_sae_is_refused_with_both_named(make_sae, make_table):
     sae, other = make_sae(), make_sae(seed=1)
     with pytest.raises(SaeuronError) as refused:
-        ablation(sae, make_table(other), {"neon": Setting()})
+        removal(sae, make_table(other), {"neon": Setting()})
     assert sae.fingerprint in str(refused.value) and other.fingerprint in str(refused.value)
 
 
@@ -89,4 +89,4 @@ def test_a_table_of_another_sae_is_refused_with_both_named(make_sae, make_table)
 def test_more_latents_than_there_are_or_fewer_than_none_are_refused(make_sae, make_table, latents):
     sae = make_sae()
     with pytest.raises(SaeuronError, match=f"is {latents} and has to lie between 0 and 256"):
-        ablation(sae, make_table(sae), {"neon": Setting(latents)})
+        removal(sae, make_table(sae), {"neon": Setting(latents)})

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import training.sweep
-from saeuron import SaeuronError, save_sae
+from saeuron import SaeuronError, Setting, save_sae
 from training.judging import Sampling, Verdicts
-from training.settings import Setting, grid, read_settings
+from training.settings import grid, read_settings
 from training.sweep import Bench, Sweep, sweep
 
 ROWS = [{"prompt": name, "object": name, "style": "plain"} for name in ("star",) * 6 + ("heart", "moon") * 6]

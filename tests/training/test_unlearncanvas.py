@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 import training.unlearncanvas
-from saeuron import ConceptTable, SaeuronError, save_sae
+from saeuron import ConceptTable, SaeuronError, Setting, save_sae
 from training.canvas import NAMES, PLAIN, kind_of, markdown, pictures, summary
 from training.fid import load_metric
 from training.models import load_model
-from training.settings import Setting, write_settings
+from training.settings import write_settings
 from training.unlearncanvas import UnlearnCanvas, plan, run
 
 CONCEPTS = {"Bears": "object", "Architectures": "object", "Van Gogh": "style", "Abstractionism": "style"}

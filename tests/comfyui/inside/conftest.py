@@ -65,7 +65,7 @@ def neon(pack, sae):
 
     def patched(model, concepts="neon", **options):
         chosen = pack("concepts").ConceptSelector.execute(sae, concepts, 0, 0.0).args[0]
-        options = {"mode": "ablate", "strength": 1.0} | options
+        options = {"mode": "tuned", "strength": 1.0} | options
         return pack("patches").FeatureAblatePatch.execute(model, sae, chosen, **options).args[0]
 
     return patched

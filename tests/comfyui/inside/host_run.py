@@ -40,8 +40,8 @@ def main(output: str) -> None:
 
     model, clip, vae = pack("tinycanvas").TinyCanvas.execute().args
     sae = pack("loader").SaeLoader.execute("tinycanvas.safetensors").args[0]
-    chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 4, -8.0).args[0]
-    edited = pack("patches").FeatureAblatePatch.execute(model, sae, chosen, mode="ablate", strength=1.0).args[0]
+    chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 0, 0.0).args[0]
+    edited = pack("patches").FeatureAblatePatch.execute(model, sae, chosen, mode="tuned", strength=1.0).args[0]
     hook, results = pack("hook"), {}
     for name, host in (("plain", model), ("edited", edited)):
         for index, prompt in enumerate(PROMPTS):

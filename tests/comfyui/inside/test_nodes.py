@@ -112,7 +112,7 @@ def test_latents_that_are_none_are_explained(pack, tinycanvas, sae, text):
         pack("patches").FeatureSteerPatch.execute(tinycanvas[0], sae, text, 1.0, 0.0)
 
 
-@pytest.mark.parametrize("mode", ["ablate", "replace", "paper-exact"])
+@pytest.mark.parametrize("mode", ["tuned", "ablate", "replace", "paper-exact"])
 def test_every_mode_changes_the_picture(tinycanvas, neon, sample, mode):
     assert not torch.equal(sample(neon(tinycanvas[0], mode=mode)), sample(tinycanvas[0]))
 
