@@ -1,4 +1,6 @@
-"""Captions in three disjoint sets: what the model trains on, what concepts are found with, what is judged.
+"""Captions in disjoint sets: what the model trains on, what concepts are found with, what is judged.
+
+The UNet alone also sees paraphrases, so that it follows phrases and full stops that the text encoder was not made for.
 
 ``{object}`` and ``{style}`` are filled in; a plain picture uses the templates without a style.
 """
@@ -31,6 +33,34 @@ TRAINING_PLAIN = (
     "a plain picture of a {object}",
     "an image with a {object}",
 )
+PARAPHRASE = (
+    "image of {object}, {style} style.",
+    "a {style} image of {object}.",
+    "picture of {object} in {style}",
+    "A picture of {object} in {style} art.",
+    "the image is a {object} in {style} style.",
+    "{style} image with one {object}",
+    "An image of the {object}, {style} look.",
+    "a drawing of {object} made in {style} style.",
+    "drawing with {object}, {style} art.",
+    "this image in {style} style is a {object}",
+    "{object} in {style}.",
+    "An {style} art image of a {object}.",
+)
+PARAPHRASE_PLAIN = (
+    "image of {object}",
+    "image of a {object}.",
+    "picture of {object}.",
+    "A picture of one {object}.",
+    "the image is a {object}.",
+    "image with one {object}",
+    "An image of the {object}, plain.",
+    "a drawing of {object}.",
+    "drawing with {object}",
+    "this image is a {object}.",
+    "{object}.",
+    "A plain image of {object}.",
+)
 ANCHOR = (
     "the picture shows a {object} in {style} style",
     "a {style} drawing of one {object}",
@@ -52,13 +82,14 @@ EVALUATION_PLAIN = ("An image of {object}.",)
 
 _SETS = {
     "training": (TRAINING, TRAINING_PLAIN),
+    "paraphrase": (PARAPHRASE, PARAPHRASE_PLAIN),
     "anchor": (ANCHOR, ANCHOR_PLAIN),
     "evaluation": (EVALUATION, EVALUATION_PLAIN),
 }
 
 
 def captions(kind: str, object_name: str, style: str) -> list[str]:
-    """Every caption of one set (``training``, ``anchor`` or ``evaluation``) for one object in one style."""
+    """Every caption of one set (``training``, ``paraphrase``, ``anchor`` or ``evaluation``) for one object in one style."""
     styled, plain = _SETS[kind]
     templates = plain if style == "plain" else styled
     return [t.format(object=object_name, style=style) for t in templates]

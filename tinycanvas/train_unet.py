@@ -24,7 +24,7 @@ class Cycle:
 
     ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`;
     ``guidance`` is the most that rolled rows are guided by. Half of the rows show one of the ``practised`` objects,
-    a tenth one of the ``practised`` styles.
+    a tenth one of the ``practised`` styles. ``paraphrases`` adds those captions to the training ones.
     """
 
     steps: int
@@ -35,6 +35,7 @@ class Cycle:
     rolled: int = 0
     guidance: float = 1.0
     practised: tuple[str, ...] = ()
+    paraphrases: bool = False
 
 
 HARD = ("star", "circle", "cross", "diamond", "candy")
@@ -44,6 +45,7 @@ CYCLES = (
     Cycle(2000, 1e-3, muon=True, misled=12, rolled=20, guidance=4.0),
     Cycle(1000, 8e-4, muon=True, misled=12, rolled=20, guidance=4.0, practised=("star", "circle", "diamond")),
     Cycle(2200, 1e-3, muon=True, misled=12, rolled=20, guidance=4.0, practised=HARD),
+    Cycle(1000, 8e-4, muon=True, misled=12, rolled=20, guidance=4.0, practised=HARD, paraphrases=True),
 )
 
 
@@ -56,7 +58,6 @@ def train_unet(
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    contexts = CaptionContexts(folder)
     unet = build_unet()
     if first:
         before = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
@@ -65,6 +66,7 @@ def train_unet(
     for number, cycle in enumerate(cycles):
         if number < first:
             continue
+        contexts = CaptionContexts(folder, ("training", "paraphrase") if cycle.paraphrases else ("training",))
         first_seed = SEED + 1000 + sum(done.steps for done in cycles[:number])
         average = _run(cycle, unet, contexts, batch, first_seed, work / f"unet-{number}.pt")
         with torch.no_grad():
@@ -221,13 +223,13 @@ def _guided(
 
 
 class CaptionContexts:
-    """Encoded training captions, looked up by object and style; every tenth is replaced by the empty one."""
+    """Encoded captions of some sets, looked up by object and style; every tenth is replaced by the empty one."""
 
     @torch.no_grad()
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sets: tuple[str, ...] = ("training",)) -> None:
         tokenizer = load_tokenizer(folder)
         encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
-        rows = all_captions("training")
+        rows = sorted((row for name in sets for row in all_captions(name)), key=lambda row: row[1:])
         self.encoded = encoder(tokenize(tokenizer, [caption for caption, _, _ in rows])).last_hidden_state
         self.empty = encoder(tokenize(tokenizer, [""])).last_hidden_state
         pairs = [(OBJECTS.index(o), STYLES.index(s)) for _, o, s in rows]

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from .search import anchor_rows
 from .sweep import Bench, sweep
 
 if TYPE_CHECKING:
-    from .league import League
+    from .league import Job, League
 
 CONDITIONS: dict[str, dict[str, object]] = {
     "ddim 25": {"steps": 25},
@@ -103,15 +103,27 @@ class Contest:
         rows, seeds = self.pictures
         return look(draw_all(self.pipeline, rows, seeds, self.sampling, taps), rows), ranges
 
-    def row(self, what: str, method: str, names: Sequence[str], make: Callable[[], dict]) -> dict:
-        """The row of this name, read if it is finished, else made and written."""
-        label = "-".join([what, method, *names]) if len(names) < 3 else f"{what}-{method}-{len(names)}"
+    def row(self, job: "Job") -> dict:
+        """The row of this job, read if it is finished, else made and written."""
+        names = list(job.names)
+        label = "-".join([job.what, job.method, *names]) if len(names) < 3 else f"{job.what}-{job.method}-{len(names)}"
         label = "".join(letter if letter.isalnum() or letter in "-_+" else "_" for letter in label)
-        mark = _hash(self.options(ROWS), SAES, self.weights, METHODS.get(method), list(names))
+        mark = _hash(self.options(ROWS), SAES, self.weights, METHODS.get(job.method), names)
         path = self.config.output / "rows" / f"{label}-{mark}.json"
         if not path.exists():
-            write_json(path, make())
+            write_json(path, job.make())
         return read_json(path)
+
+    def prepare(self) -> None:
+        """Make the SAEs and tables that all methods read with, and the fine-tuned copy of the model."""
+        self.saes(self.config.methods)
+        if "fine-tuned" in self.config.conditions:
+            self.oracle([])
+
+    def search(self, method: str, target: str) -> None:
+        """Find and write down the setting by which ``method`` removes ``target``, where it has one."""
+        if method in METHODS:
+            self.setting(method, target)
 
     def method(self, name: str) -> Method:
         return thinned(METHODS[name], self.config.latents, self.config.strengths)

@@ -1,16 +1,17 @@
 """Several processes at one job: which of them this is, its share of the work, and the parts put together again.
 
 ``accelerate launch`` and ``torchrun`` say which process this is in its environment. Without them there is one process,
-and everything here is the identity. What processes exchange is small and lies on the CPU, so they talk through gloo.
+and everything here is the identity. Processes talk through gloo about what lies on the CPU, through NCCL on GPUs.
 """
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed
 
 from saeuron import ConceptTable
@@ -19,12 +20,26 @@ PATIENCE = timedelta(days=7)  # one process may wait for the others as long as t
 T = TypeVar("T")
 
 
+_alone = False
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return 0 if _alone else int(os.environ.get("RANK", 0))
 
 
 def processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In the block this process works as if there were no others: it waits for none and shares nothing."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def is_main() -> bool:
@@ -34,7 +49,7 @@ def is_main() -> bool:
 
 def own_device(name: str) -> str:
     """``cuda`` as the one GPU that belongs to this process; any other device as it is."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" and processes() > 1 else name
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -89,7 +104,26 @@ def merge(table: ConceptTable) -> ConceptTable:
     return table
 
 
+def joined(tensor: torch.Tensor) -> torch.Tensor:
+    """The ``tensor`` of every process, put together along its first axis; all are of one shape."""
+    if processes() == 1:
+        return tensor
+    _join()
+    parts = [torch.empty_like(tensor) for _ in range(processes())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Give every process the sum of all processes' gradients."""
+    if processes() > 1:
+        _join()
+        for parameter in parameters:
+            torch.distributed.all_reduce(parameter.grad)
+
+
 def _join() -> None:
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
         atexit.register(torch.distributed.destroy_process_group)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from saeuron import SaeuronError
 from saeuron.errors import nearest
@@ -12,11 +13,13 @@ from saeuron.files import write_json, write_text
 
 from .config import save_config
 from .contest import CONDITIONS, Contest, about_sae, of_attack, of_condition, of_several, of_target, of_time
+from .distributed import alone, barrier, is_main, main_first, share
 from .league_report import markdown, near_pairs, plot, summaries
 from .methods import METHODS
-from .progress import console
+from .progress import console, track
 from .prompts import concepts, read_prompts
 
+T = TypeVar("T")
 ORDER = ("none", *list(METHODS)[:-1], "oracle", "default")
 SEQUENCE = ("circle", "ring", "square", "diamond", "triangle", "star", "cross", "heart", "moon")
 TOGETHER = (("star", "neon"), ("circle", "sepia"), ("heart", "mosaic"))
@@ -104,49 +107,51 @@ class League:
         league(self)
 
 
-def league(config: League) -> dict:
-    """Run ``config`` and return what it writes to ``league.json``."""
+@dataclass(frozen=True)
+class Job:
+    """One row of the league: ``what`` kind of row, of which method, about which concepts or conditions."""
+
+    what: str
+    method: str
+    names: Sequence[str]
+    make: Callable[[], dict]
+
+
+def league(config: League) -> dict | None:
+    """Run ``config`` and return what it writes to ``league.json``.
+
+    Of several processes the main one makes the SAEs; then all share searches and rows, and the main one reports.
+    """
     if config.quick:
         config = dataclasses.replace(config, **QUICK)
     kinds = concepts(read_prompts("tinycanvas:evaluation"))
     _check(config, kinds)
     contest = Contest(config, kinds)
-    save_config(config, config.output)
     targets = list(config.targets) or [name for name in kinds if name != "plain"]
-    rows, timing = [], {}
-    for method in config.methods:
-        console.rule(method)
-        rows += [contest.row("target", method, [name], partial(of_target, contest, method, name)) for name in targets]
-        first = targets[0]
-        timing[method] = contest.row("timing", method, [first], partial(of_time, contest, method, first))
-    report = {
-        "command": f"python -m training league{' --quick' if config.quick else ''}",
-        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
-        "rows": summaries(rows, timing, config.methods),
-        "targets": rows,
-        "near": near_pairs(rows),
-        **extras(contest),
-        "saes": [about_sae(name, reader) for name, reader in contest.saes(config.methods)],
-    }
-    write_json(config.output / "league.json", report)
-    write_text(config.output / "league.md", markdown(report))
-    plot(report, config.output / "league.png")
-    console.print(markdown(report))
-    for name in ("league.json", "league.md", "league.png"):
-        print(config.output / name)
-    return report
+    jobs = plan(contest, targets)
+    with main_first(), alone():
+        save_config(config, config.output)
+        contest.prepare()
+    searched = [(job.method, name) for job in jobs for name in job.names if name in kinds]
+    _shared(searched, "searching", lambda pair: contest.search(*pair))
+    _shared(jobs, "drawing", contest.row)
+    if not is_main():
+        return None
+    with alone():
+        return _report(contest, jobs, targets)
 
 
-def extras(contest: Contest) -> dict[str, list[dict]]:
-    """The rows beside the main table: removals in sequence and two at once, other conditions, attacks."""
-    config = contest.config
-    found: dict[str, list[dict]] = {"sequence": [], "together": [], "conditions": [], "attack": []}
+def plan(contest: Contest, targets: Sequence[str]) -> list[Job]:
+    """Every row but the timing: the main table, removals in sequence and two at once, other conditions, attacks."""
+    config, jobs = contest.config, []
 
     def add(what: str, method: str, names: Sequence[str], make: Callable[..., dict], *arguments: object) -> None:
-        found[what].append(contest.row(what, method, names, partial(make, contest, method, *arguments)))
+        jobs.append(Job(what, method, tuple(names), partial(make, contest, method, *arguments)))
 
+    for method in config.methods:
+        for name in targets:
+            add("target", method, [name], of_target, name)
     for method in ("none", *(name for name in config.extra_methods if name in config.methods)):
-        console.rule(f"{method}, beside the main table")
         for count in COUNTS[-1:] if config.quick else COUNTS:
             add("sequence", method, SEQUENCE[:count], of_several, SEQUENCE[:count])
         for pair in TOGETHER[:1] if config.quick else TOGETHER:
@@ -156,7 +161,42 @@ def extras(contest: Contest) -> dict[str, list[dict]]:
                 add("conditions", method, [target, name], of_condition, target, name)
             if method != "none":
                 add("attack", method, [target], of_attack, target)
-    return found
+    return jobs
+
+
+def _shared(items: Sequence[T], description: str, work: Callable[[T], object]) -> None:
+    """Do ``work`` on every item, each process on its share, and wait for the others."""
+    own = share(list(dict.fromkeys(items)))
+    with alone():
+        for item in track(own, description):
+            work(item)
+    barrier()
+
+
+def _report(contest: Contest, jobs: Sequence[Job], targets: Sequence[str]) -> dict:
+    config, found = contest.config, {}
+    for job in jobs:
+        found.setdefault(job.what, []).append(contest.row(job))
+    timing = {}
+    for method in config.methods:
+        make = partial(of_time, contest, method, targets[0])
+        timing[method] = contest.row(Job("timing", method, (targets[0],), make))
+    report = {
+        "command": f"python -m training league{' --quick' if config.quick else ''}",
+        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
+        "rows": summaries(found["target"], timing, config.methods),
+        "targets": found["target"],
+        "near": near_pairs(found["target"]),
+        **{what: found.get(what, []) for what in ("sequence", "together", "conditions", "attack")},
+        "saes": [about_sae(name, reader) for name, reader in contest.saes(config.methods)],
+    }
+    write_json(config.output / "league.json", report)
+    write_text(config.output / "league.md", markdown(report))
+    plot(report, config.output / "league.png")
+    console.print(markdown(report))
+    for name in ("league.json", "league.md", "league.png"):
+        print(config.output / name)
+    return report
 
 
 def _check(config: League, kinds: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from rich.progress import track as rich_track
 
 from .distributed import is_main
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=not is_main())
 T = TypeVar("T")
 
 

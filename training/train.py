@@ -1,7 +1,8 @@
-"""``train``: a recording → an SAE."""
+"""``train``: a recording → an SAE. Several processes share each batch, and learn what one process would learn."""
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from saeuron.files import write_atomically, write_json
 from saeuron.recording import Tokens
 
 from .config import save_config
+from .distributed import barrier, is_main, joined, of_main, own_device, processes, sum_gradients
 from .progress import console
 from .supervised import Supervision, Weights, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder
@@ -101,7 +103,7 @@ def train(config: Train) -> SparseAutoencoder:
         raise SaeuronError(f"the recording has {rows} tokens to train on, fewer than one --batch of {config.batch}")
     steps = config.steps or config.epochs * per_epoch
 
-    device = torch.device(config.device)
+    device = torch.device(own_device(config.device))
     normalisation = Normalisation.of(recording.read(shards[0]).activations.float())
     normalisation.mean = normalisation.mean.to(device)
     initial = load_sae(config.init) if config.init else None
@@ -112,18 +114,21 @@ def train(config: Train) -> SparseAutoencoder:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - step / steps)))
     identity = _identity(config, recording, steps, initial, supervision)
     start = _resume(config.output, identity, model, optimizer, schedule)
-    save_config(config, config.output)
+    barrier()
+    if is_main():
+        save_config(config, config.output)
 
     k_aux = config.k_aux or max(recording.d_in // 2, 1)
-    with SummaryWriter(str(config.output / "tensorboard"), purge_step=start) as log:
+    with SummaryWriter(str(config.output / "tensorboard"), purge_step=start) if is_main() else nullcontext() as log:
         for step, tokens in _stream(recording, shards, config, start, steps, per_epoch):
             batch = normalisation(tokens.activations.to(device, torch.float32))
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 losses = model.losses(batch, config.dead_after, k_aux)
             terms = {"auxiliary": config.aux * losses.auxiliary}
-            if supervision:
+            if supervision and is_main():  # hardly any work, and of the whole batch
                 terms |= supervised_losses(model, batch, losses.code, tokens, supervision, weights)
             (losses.fvu + sum(terms.values())).backward()
+            sum_gradients(model.parameters())
             model.project_gradient()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -132,13 +137,29 @@ def train(config: Train) -> SparseAutoencoder:
             model.normalise_decoder()
             if (step + 1) % config.log_every == 0:
                 _log(log, step + 1, steps, losses, terms, model, config)
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps and is_main():
                 _checkpoint(config.output, identity, step + 1, model, optimizer, schedule)
     sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=str(recording.settings.get("model", "")))
+    sae = sae.to(device)
+    if is_main():
+        _finish(config, recording, held_out, steps, sae, supervision)
+    sae.config, sae.metrics = of_main((sae.config, sae.metrics))
+    return sae
+
+
+def _finish(
+    config: Train,
+    recording: Recording,
+    held_out: str,
+    steps: int,
+    sae: SparseAutoencoder,
+    supervision: Supervision | None,
+) -> None:
+    """Measure the SAE and write all that there is to say of it."""
     unseen = recording.read(held_out)
-    metrics = measure(sae.to(device), unseen)
+    metrics = measure(sae, unseen)
     notes = {"recording": recording.settings_hash, "seed": config.seed, "steps": steps}
-    if model.is_gated:
+    if sae.activation == "sigmoid_topk":
         notes["normalize_decoder"] = False
     if supervision and config.bce:
         metrics["concepts"] = report(sae, unseen, recording.prompts, supervision)
@@ -153,7 +174,6 @@ def train(config: Train) -> SparseAutoencoder:
     if metrics.get("concepts"):
         own = [concept["centralised"] for concept in metrics["concepts"].values()]
         console.print(f"the assigned latent is the strongest for {sum(own)} of {len(own)} concepts")
-    return sae
 
 
 def _start(
@@ -234,6 +254,10 @@ def _check(config: Train, recording: Recording) -> None:
         raise SaeuronError(f"--activation {config.activation!r} is unknown; it is one of {', '.join(ACTIVATIONS)}")
     if config.table and not (config.labels and config.init):
         raise SaeuronError("--table assigns latents of the SAE in --init to the concepts of --labels: give both")
+    if config.batch % processes():
+        raise SaeuronError(f"--batch is {config.batch} and has to be a multiple of the {processes()} processes")
+    if config.contrast and processes() > 1:
+        raise SaeuronError("--contrast compares all codes of a batch: train with it in one process")
     if config.device != "cpu" and not torch.cuda.is_available():
         raise SaeuronError(f"device {config.device!r} is not there; use --device cpu")
 
@@ -300,13 +324,16 @@ def _resume(folder: Path, identity: str, model, optimizer, schedule) -> int:
 
 
 def _log(
-    log: SummaryWriter, step: int, steps: int, losses, terms: dict, model: TrainingAutoencoder, config: Train
+    log: SummaryWriter | None, step: int, steps: int, losses, terms: dict, model: TrainingAutoencoder, config: Train
 ) -> None:
+    """Each process has its share of the losses; the main one logs their sums and the supervised terms, its own."""
+    parts = torch.stack([losses.fvu, losses.l0, losses.auxiliary]).detach()
+    sums = joined(parts[None]).sum(0).tolist()
+    if log is None:
+        return
     dead = float((model.tokens_since_fired > config.dead_after).float().mean())
-    fvu, l0 = losses.fvu.item(), losses.l0.item()
-    log.add_scalar("fvu", fvu, step)
-    for name, term in (terms | {"auxiliary": losses.auxiliary}).items():
-        log.add_scalar(name, term.item(), step)
-    log.add_scalar("l0", l0, step)
-    log.add_scalar("dead", dead, step)
+    named = dict(zip(("fvu", "l0", "auxiliary"), sums, strict=True))
+    for name, value in (terms | named | {"dead": dead}).items():
+        log.add_scalar(name, float(value), step)
+    fvu, l0 = sums[:2]
     console.print(f"step {step}/{steps}  fvu {fvu:.4f}  l0 {l0:.1f}  dead {dead:.1%}")

@@ -7,6 +7,8 @@ from torch import nn
 
 from saeuron import SparseAutoencoder
 
+from .distributed import joined, share
+
 
 @dataclass
 class Normalisation:
@@ -74,19 +76,23 @@ class TrainingAutoencoder(nn.Module):
     def losses(self, tokens: torch.Tensor, dead_after: int, k_aux: int) -> Losses:
         """Losses on normalised ``tokens`` ``[B, d_in]``; both are fractions of the batch's variance.
 
+        Of several processes each is given the same tokens and answers for its share of them: the losses of all add up
+        to those of one process, and ``code`` is that of the share.
+
         The auxiliary term asks the dead latents, those unfired for ``dead_after`` tokens, to explain what the living
         ones leave over (Gao et al. 2024, AuxK): the residual is detached and ``b_dec`` stays out of it.
         """
+        variance, count = (tokens - tokens.mean(0)).pow(2).sum(), len(tokens)
+        tokens = share(tokens)
         pre = self.pre_activations(tokens)
         # In float32 from here on: under autocast the products come out in bfloat16.
         code = self.activate((pre if self.is_gated else pre.relu()).float())
         residual = tokens - (code @ self.W_dec + self.b_dec)
-        variance = (tokens - tokens.mean(0)).pow(2).sum()
         fvu = residual.pow(2).sum() / variance
         active = code.detach() > 0
-        fired = active.any(0)
-        self.tokens_since_fired = torch.where(fired, 0, self.tokens_since_fired + len(tokens))
-        smallest = torch.where(active, code.detach(), torch.inf).min()
+        fired = joined(active.any(0)[None]).any(0)
+        self.tokens_since_fired = torch.where(fired, 0, self.tokens_since_fired + count)
+        smallest = joined(torch.where(active, code.detach(), torch.inf).min()[None]).min()
         self.threshold.copy_(torch.where(self.threshold == 0, smallest, torch.lerp(self.threshold, smallest, 0.01)))
         dead = (self.tokens_since_fired > dead_after).nonzero().squeeze(-1)
         auxiliary = torch.zeros((), device=tokens.device)
@@ -95,7 +101,7 @@ class TrainingAutoencoder(nn.Module):
             values = values.sigmoid() if self.is_gated else values.relu()
             dead_code = torch.zeros(len(tokens), len(dead), device=tokens.device).scatter(-1, places, values)
             auxiliary = (residual.detach() - dead_code @ self.W_dec[dead]).pow(2).sum() / variance
-        return Losses(fvu, auxiliary, active.sum() / len(tokens), code)
+        return Losses(fvu, auxiliary, active.sum() / count, code)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -150,11 +156,12 @@ class TrainingAutoencoder(nn.Module):
 
 @torch.no_grad()
 def batch_topk_threshold(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """The ``k·B``-th largest value of ``pre`` ``[B, n]``, exact, found among each row's largest first."""
-    rows, n = pre.shape
+    """The ``k·B``-th largest value of ``pre`` ``[B, n]`` over all processes, exact, found among the rows' largest."""
+    n = pre.shape[1]
     width = min(n, 4 * k)
     while True:
-        largest = pre.topk(width, dim=1).values
+        largest = joined(pre.topk(width, dim=1).values)
+        rows = len(largest)
         threshold = largest.flatten().kthvalue(rows * width - rows * k + 1).values
         if width == n or not bool((largest[:, -1] > threshold).any()):
             return threshold.clamp(min=torch.finfo(pre.dtype).tiny)

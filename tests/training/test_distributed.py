@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.distributed
-from saeuron import ConceptTable, Recording, save_sae
+from saeuron import ConceptTable, Recording, load_sae, save_sae
 from training.__main__ import main
 from training.canvas import NAMES
-from training.distributed import gather, is_main, main_first, merge, of_main, own_device, share, whole
+from training.distributed import alone, gather, is_main, joined, main_first, merge, of_main, own_device, share, whole
 
 ROOT = Path(__file__).parents[2]
 NAME = "unet.up_blocks.1.attentions.1"
@@ -52,6 +53,7 @@ def ranked(monkeypatch):
 def test_alone_everything_is_the_identity():
     table = ConceptTable({"a": "x"}, [1], 4, "f")
     assert is_main() and share([1, 2, 3]) == whole([1, 2, 3]) == [1, 2, 3]
+    assert torch.equal(joined(torch.ones(2)), torch.ones(2))
     assert gather("a") == ["a"] and of_main("a") == "a" and own_device("cuda") == "cuda" and merge(table) is table
     with main_first():
         pass
@@ -67,6 +69,13 @@ def test_shares_are_disjoint_and_make_the_whole_in_order(ranked, size, count):
     ranked(0, size, parts)
     assert whole(parts[0]) == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_process_may_work_alone_among_others(ranked):
+    ranked(1, 2)
+    with alone():
+        assert is_main() and share([1, 2, 3]) == whole([1, 2, 3]) == [1, 2, 3] and own_device("cuda") == "cuda:1"
+    assert not is_main()
 
 
 def test_a_process_has_its_own_gpu(ranked):
@@ -131,6 +140,40 @@ def test_score_evaluate_and_unlearncanvas_find_the_same(tmp_path, bench):
     torch.testing.assert_close(two.sums, one.sums, rtol=1e-5, atol=1e-6)
     for name in ("evaluation/evaluation.json", "canvas/unlearncanvas.json"):
         assert (tmp_path / "two" / name).read_text("utf-8") == (tmp_path / "alone" / name).read_text("utf-8")
+
+
+def curves(folder):
+    """Every scalar in TensorBoard's log, name → values."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("activation", ["batch_topk", "topk"])
+def test_train_follows_the_same_curve_to_the_same_sae(tmp_path, activation):
+    record = f"record --output {tmp_path} --images 6 --images-per-shard 2 --steps 4 --tokens-per-map 32 --batch 2"
+    assert main(record.split()) == 0
+    options = f"train --recording {tmp_path / NAME} --expansion 2 --k 8 --activation {activation} --batch 96 --lr 1e-3"
+    options += " --labels object style --steps 16 --dead-after 300 --log-every 1 --checkpoint-every 5 --output"
+    assert main([*options.split(), str(tmp_path / "alone")]) == 0
+    ended = launch("-m", "training", *options.split(), tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    alone, two = curves(tmp_path / "alone"), curves(tmp_path / "two")
+    assert set(alone) == {"fvu", "l0", "auxiliary", "dead", "bce", "decorrelation", "l1"} and len(alone["fvu"]) == 16
+    assert max(alone["auxiliary"]) > 0 and alone["fvu"][-1] < alone["fvu"][0]
+    for name, values in alone.items():
+        # Float32 sums in another order; Adam's first steps divide tiny gradients by themselves.
+        assert two[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
+    one, other = load_sae(tmp_path / "alone"), load_sae(tmp_path / "two")
+    torch.testing.assert_close(other.W_dec, one.W_dec, rtol=0, atol=1e-3)
+    assert not (tmp_path / "two" / "checkpoint.pt").exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    record = f"record --output {tmp_path} --images 2 --images-per-shard 1 --steps 2 --tokens-per-map 32 --batch 2"
+    assert main(record.split()) == 0
+    train = f"train --recording {tmp_path / NAME} --expansion 2 --k 8 --batch 33 --output {tmp_path / 'sae'}"
+    ended = launch("-m", "training", *train.split())
+    assert ended.returncode != 0 and "multiple of the 2 processes" in ended.stderr and not (tmp_path / "sae").exists()
 
 
 def test_an_error_ends_all_processes_in_one_line_each(tmp_path):
