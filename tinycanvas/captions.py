@@ -89,7 +89,7 @@ _SETS = {
 
 
 def captions(kind: str, object_name: str, style: str) -> list[str]:
-    """Every caption of one set (``training``, ``paraphrase``, ``anchor`` or ``evaluation``) for one object in one style."""
+    """Every caption for one object in one style, of ``training``, ``paraphrase``, ``anchor`` or ``evaluation``."""
     styled, plain = _SETS[kind]
     templates = plain if style == "plain" else styled
     return [t.format(object=object_name, style=style) for t in templates]

@@ -6,6 +6,7 @@ import sys
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported, or it speaks of torchvision
 
 import tyro
+from rich.console import Console
 from rich.markup import escape
 
 from saeuron import SaeuronError
@@ -14,6 +15,7 @@ from .attack import Attack
 from .blocks import Blocks
 from .convert import Convert
 from .demo import Demo
+from .distributed import processes
 from .evaluate import Evaluate
 from .generate import Generate
 from .hookpoints import Hookpoints
@@ -47,14 +49,21 @@ COMMANDS = {
     "push": Push,
     "demo": Demo,
 }
+SHARED = ("record", "train", "score", "evaluate", "league", "unlearncanvas", "nudity")
+"""Commands that several processes may share."""
+errors = Console(stderr=True)  # every process's, where `console` is the main one's
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 where the user can mend something, 130 when interrupted."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m training", args=arguments).run()
+        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m training", args=arguments)
+        name = next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
+        if processes() > 1 and name not in SHARED:
+            raise SaeuronError(f"{name} does not divide its work: start it as one process")
+        command.run()
     except SaeuronError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues where it can")

@@ -17,6 +17,7 @@ from saeuron import ConceptTable, Hookpoint, SparseAutoencoder
 from tinycanvas.drawing import OBJECTS, STYLES
 from training.models import load_model
 
+ROOT = Path(__file__).parents[2]
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")
 
 
@@ -128,5 +129,19 @@ def killed() -> Callable[..., None]:
         command = [sys.executable, "-c", program, str(after), str(output), *map(str, arguments), "--output", output]
         process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
         assert process.returncode == -signal.SIGKILL, process.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """``launch(*arguments, processes=2)`` is ``accelerate launch`` with so many; gives what it printed and its code."""
+
+    def run(*arguments, processes=2):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"]
+        command += ["--dynamo_backend", "no", *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
 
     return run

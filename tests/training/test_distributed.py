@@ -1,11 +1,7 @@
 """Two processes on the CPU against one: the same files, tables and verdicts."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,23 +13,12 @@ from training.__main__ import main
 from training.canvas import NAMES
 from training.distributed import alone, gather, is_main, joined, main_first, merge, of_main, own_device, share, whole
 
-ROOT = Path(__file__).parents[2]
 NAME = "unet.up_blocks.1.attentions.1"
 PROMPTS = [
     {"prompt": f"An image of {thing} in {style} style.", "object": thing, "style": style}
     for thing in ("star", "heart", "circle")
     for style in ("neon", "candy")
 ]
-
-
-def launch(*arguments, processes=2):
-    """``accelerate launch`` with that many processes; returns what it printed."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    return ended
 
 
 @pytest.fixture
@@ -83,7 +68,7 @@ def test_a_process_has_its_own_gpu(ranked):
     assert (own_device("cuda"), own_device("cpu"), own_device("cuda:3")) == ("cuda:1", "cpu", "cuda:3")
 
 
-def test_record_by_its_own_command_writes_the_same_recording(tmp_path, files):
+def test_record_by_its_own_command_writes_the_same_recording(tmp_path, files, launch):
     options = ["record", "--output", tmp_path / "out", "--hookpoints", NAME, "unet.mid_block.attentions.0"]
     options += ["--images", 5, "--images-per-shard", 1, "--steps", 2, "--tokens-per-map", 3, "--batch", 2]
     assert main([*map(str, options)]) == 0
@@ -118,7 +103,7 @@ def bench(tmp_path, make_sae, make_table, small_sd, vit_weights):
     ]
 
 
-def test_score_evaluate_and_unlearncanvas_find_the_same(tmp_path, bench):
+def test_score_evaluate_and_unlearncanvas_find_the_same(tmp_path, bench, launch):
     for line in bench:
         assert main(line.replace("{}", str(tmp_path / "alone")).split()) == 0
     program = tmp_path / "program.py"
@@ -149,7 +134,7 @@ def curves(folder):
 
 
 @pytest.mark.parametrize("activation", ["batch_topk", "topk"])
-def test_train_follows_the_same_curve_to_the_same_sae(tmp_path, activation):
+def test_train_follows_the_same_curve_to_the_same_sae(tmp_path, activation, launch):
     record = f"record --output {tmp_path} --images 6 --images-per-shard 2 --steps 4 --tokens-per-map 32 --batch 2"
     assert main(record.split()) == 0
     options = f"train --recording {tmp_path / NAME} --expansion 2 --k 8 --activation {activation} --batch 96 --lr 1e-3"
@@ -168,7 +153,7 @@ def test_train_follows_the_same_curve_to_the_same_sae(tmp_path, activation):
     assert not (tmp_path / "two" / "checkpoint.pt").exists()
 
 
-def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, launch):
     record = f"record --output {tmp_path} --images 2 --images-per-shard 1 --steps 2 --tokens-per-map 32 --batch 2"
     assert main(record.split()) == 0
     train = f"train --recording {tmp_path / NAME} --expansion 2 --k 8 --batch 33 --output {tmp_path / 'sae'}"
@@ -176,6 +161,12 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     assert ended.returncode != 0 and "multiple of the 2 processes" in ended.stderr and not (tmp_path / "sae").exists()
 
 
-def test_an_error_ends_all_processes_in_one_line_each(tmp_path):
+def test_an_error_ends_all_processes_in_one_line_each(tmp_path, launch):
     ended = launch("-m", "training", "record", "--output", tmp_path / "out", "--steps", 0)
     assert ended.returncode != 0 and "--steps" in ended.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_command_that_does_not_divide_its_work_says_so(ranked, capsys):
+    ranked(1, 2)
+    assert main(["hookpoints", "tinycanvas"]) == 2
+    assert "hookpoints does not divide its work" in capsys.readouterr().err

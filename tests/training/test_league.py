@@ -67,6 +67,13 @@ def played(tmp_path_factory, few_prompts):
     return output, league(League(output=output, **TINY))
 
 
+def counted(value):
+    """``value`` without its floats: what other numbers of threads, which round differently, have to agree on."""
+    if isinstance(value, dict):
+        return {key: counted(own) for key, own in value.items() if not isinstance(own, float)}
+    return [counted(own) for own in value if not isinstance(own, float)] if isinstance(value, list | tuple) else value
+
+
 def untimed(rows):
     return [{key: value for key, value in row.items() if key not in UNTIMED} for row in rows]
 
@@ -140,6 +147,27 @@ def test_played_anew_it_gives_the_same_figures(played, tmp_path):
     again = league(League(output=tmp_path / "anew", **fewer))
     before = [row for row in played[1]["targets"] if row["method"] in fewer["methods"] and row["target"] == "star"]
     assert untimed(again["targets"]) == untimed(before)
+
+
+def test_two_processes_play_the_same_league(played, tmp_path, launch):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import functools, json, sys\n"
+        "import training.contest, training.league\n"
+        "from training.prompts import read_prompts\n"
+        "few = lambda source: read_prompts(source)[:: 4 if source == 'tinycanvas:evaluation' else 1]\n"
+        "training.contest.read_prompts = few\n"
+        "training.league.of_time = functools.partial(training.contest.of_time, steps=1, repeats=1)\n"
+        "options = json.loads(sys.argv[2])\n"
+        "options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}\n"
+        "training.league.league(training.league.League(output=training.league.Path(sys.argv[1]), **options))\n",
+        "utf-8",
+    )
+    ended = launch(program, tmp_path / "two", json.dumps(TINY))
+    assert ended.returncode == 0, ended.stderr
+    report, alone = json.loads((tmp_path / "two" / "league.json").read_text("utf-8")), played[1]
+    for name in ("rows", "targets", "sequence", "together", "conditions", "attack"):
+        assert counted(report[name]) == counted(alone[name]), name
 
 
 def test_other_settings_in_the_same_folder_make_rows_of_their_own(played):
