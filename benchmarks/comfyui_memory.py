@@ -135,7 +135,7 @@ def workflow(seed: int, patched: bool) -> dict:
         graph[sae] = ("SAeUronLoader", {"sae_name": f"{name}.safetensors"})
         graph[chosen] = (
             "SAeUronConceptSelector",
-            dict(sae=[sae, 0], concepts="this", latents=4, strength=-2.0),
+            {"sae": [sae, 0], "concepts": "this", "latents": 4, "strength": -2.0},
         )
         graph[patch] = (
             "SAeUronAblatePatch",
@@ -178,11 +178,10 @@ def watch(process: psutil.Process, base: Path, runs: int) -> None:
     plain = newest(base, "plain")
     queue(workflow(0, patched=False))
     same = torch.equal(newest(base, "plain"), before)
-    growth = used[-1] / used[min(WARM, runs) - 1] - 1
-    print(f"{runs} runs, {seconds:.1f} s each; resident memory {used[min(WARM, runs) - 1]:.0f} → {used[-1]:.0f} MiB")
-    print(
-        f"growth since run {min(WARM, runs)}: {growth:.2%}; the edit changed the latent: {not torch.equal(edited, plain)}"
-    )
+    first = used[min(WARM, runs) - 1]
+    print(f"{runs} runs, {seconds:.1f} s each; resident memory {first:.0f} → {used[-1]:.0f} MiB")
+    print(f"growth since run {min(WARM, runs)}: {used[-1] / first - 1:.2%}")
+    print(f"the edit changed the latent: {not torch.equal(edited, plain)}")
     print(f"without patches the same latent as before: {same}")
 
 

@@ -93,7 +93,7 @@ class Contest:
 
     @functools.cached_property
     def sampling(self) -> Sampling:
-        return Sampling(steps=self.config.steps)
+        return Sampling(steps=self.config.steps, bf16=True)
 
     @functools.cached_property
     def unedited(self) -> tuple[Look, dict[Hookpoint, Ranges]]:

@@ -70,7 +70,7 @@ def demo(config: Demo) -> dict:
         if name not in kinds:
             raise SaeuronError(f"--targets {name!r} is unknown to TinyCanvas; the nearest are {nearest(name, kinds)}")
     seconds: dict[str, float] = {}
-    sampling = Sampling()
+    sampling = Sampling(bf16=True)
     save_config(config, config.output)
     pipeline = load_model("tinycanvas")
     with stage("judge", seconds):
@@ -85,6 +85,7 @@ def demo(config: Demo) -> dict:
                 images_per_shard=50,
                 batch=25,
                 seed=config.seed,
+                bf16=True,
             )
         )[0]
     with stage("train", seconds):
@@ -103,7 +104,7 @@ def demo(config: Demo) -> dict:
             )
         )
     with stage("score", seconds):
-        scoring = Score(sae=config.output / "sae", output=config.output / "table.safetensors", batch=30)
+        scoring = Score(sae=config.output / "sae", output=config.output / "table.safetensors", batch=30, bf16=True)
         table = score(scoring, sae, pipeline)
         table.save(scoring.output)
     with stage("search", seconds):

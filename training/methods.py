@@ -113,7 +113,7 @@ class Lab:
         sae = load_sae(folder)
         if not path.exists():
             images, seed = self.score_images, self.seed + 1
-            config = Score(sae=folder, output=path, images=images, steps=self.steps, batch=30, seed=seed)
+            config = Score(sae=folder, output=path, images=images, steps=self.steps, batch=30, seed=seed, bf16=True)
             score(config, sae, self.pipeline).save(path)
         return Reader(sae, ConceptTable.load(path))
 
@@ -146,6 +146,7 @@ class Lab:
             images_per_shard=-(-self.images // 8),
             batch=25,
             seed=self.seed,
+            bf16=True,
         )
         return record(recipe)[list(recipe.hookpoints).index(block)]
 
