@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..saeuron import ConceptTable, SaeuronError, Setting
+from ..saeuron import ConceptTable, SaeuronError, Setting, default_setting
 from . import files
 from .sockets import CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept
 
@@ -72,7 +72,9 @@ class ConceptSelector(io.ComfyNode):
         settings = {}
         for name, own in wanted.items():
             check_concept(known, name)
-            settings[name] = _setting(sae.bundle.settings.get(name), own, latents, strength)
+            tuned = sae.bundle.settings.get(name)
+            setting = Setting.parse(tuned) if tuned else default_setting(sae.sae, known.concepts[name])
+            settings[name] = _with_own(setting, own[0] or latents, own[1] or strength)
         return io.NodeOutput(ChosenConcepts(known, settings))
 
 
@@ -93,10 +95,9 @@ def parse(text: str) -> dict[str, tuple[int, float]]:
     return wanted
 
 
-def _setting(tuned: dict | None, own: tuple[int, float], latents: int, strength: float) -> Setting:
-    """The concept's own numbers, else the node's, else the file's tuned ones. A number of latents asks for just that
-    many of the table's, in place of an assigned one."""
-    setting = Setting.parse(tuned or {})
-    if count := own[0] or latents:
-        setting = replace(setting, latents=count, assigned=False)
-    return replace(setting, strength=own[1] or strength or setting.strength)
+def _with_own(setting: Setting, latents: int, strength: float) -> Setting:
+    """``setting`` with the user's numbers where they are not 0. Ablating a number of latents takes them from the table,
+    and not the one assigned."""
+    if latents:
+        setting = replace(setting, latents=latents, assigned=setting.assigned and setting.edit == "shift")
+    return replace(setting, strength=strength or setting.strength)

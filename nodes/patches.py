@@ -14,6 +14,7 @@ WAYS = {
     "tuned": {},
     "ablate": {"edit": "ablate"},
     "replace": {"edit": "replace"},
+    "shift": {"edit": "shift"},
     "paper-exact": {"edit": "ablate", "scale": "mean"},
 }
 """Modes, and what each makes of a concept's setting."""
@@ -53,9 +54,10 @@ class FeatureAblatePatch(io.ComfyNode):
                     "mode",
                     options=list(WAYS),
                     default="tuned",
-                    tooltip="tuned: as the SAE file says for each concept, else ablate. ablate: push the concept's "
-                    "latents away (SAeUron). replace: give tokens that show the concept the content of tokens that do "
-                    "not (PER). paper-exact: as SAeUron's published code does it, for published strengths.",
+                    tooltip="tuned: as the SAE file says for each concept, else what fits the SAE. ablate: push the "
+                    "concept's latents away (SAeUron). replace: give tokens that show the concept the content of "
+                    "tokens that do not (PER). shift: take from pictures that show the concept what it adds on "
+                    "average. paper-exact: as SAeUron's published code does it, for published strengths.",
                 ),
                 io.Float.Input(
                     "strength",

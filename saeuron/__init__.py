@@ -4,12 +4,12 @@ from .assignment import assign, assign_at_random, read_assignment, select_assign
 from .autoencoder import Code, SparseAutoencoder
 from .checkpoints import load_sae, save_sae
 from .concepts import ConceptTable
-from .edits import Ablate, Replace, Steer
+from .edits import Ablate, Replace, Shift, Steer
 from .errors import SaeuronError
 from .hookpoints import Hookpoint
 from .recording import Recording, RecordingWriter
 from .selection import Selection
-from .settings import Setting, removal
+from .settings import Setting, default_setting, removal
 
 __all__ = [
     "Ablate",
@@ -22,10 +22,12 @@ __all__ = [
     "SaeuronError",
     "Selection",
     "Setting",
+    "Shift",
     "SparseAutoencoder",
     "Steer",
     "assign",
     "assign_at_random",
+    "default_setting",
     "load_sae",
     "read_assignment",
     "removal",

@@ -7,7 +7,7 @@ the caller keeps them. All raise SaeuronError where the tokens' width is not the
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -135,6 +135,42 @@ class Replace(Window):
         in_order = fires.to(torch.uint8).argsort(dim=1, stable=True)  # first those that do not fire
         first = length * torch.arange(images, device=fires.device)[:, None]
         return (first + in_order.gather(1, place)).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class Shift(Window):
+    """Maps that show a concept lose what it adds on average: ``x + Σ_i γ (μ(i,t,D_c) − μ̄(i,t)) W_dec[i]``, every token.
+
+    Ours. ``f_i`` of the selected latents moves by a difference of means, not by a multiple of itself, so that tokens
+    stay apart from each other as they were and the picture keeps its shape; γ = −1 moves the concept's mean to that of
+    its kind. A map shows the concept where the mean activation over its tokens of one of the ``detector``'s latents
+    exceeds its floor (without floors, its ``μ̄``). All other maps leave as they came.
+    """
+
+    sae: SparseAutoencoder
+    selection: Selection
+    detector: Selection
+
+    def __post_init__(self) -> None:
+        _check_belongs(self.sae, self.selection)
+        _check_belongs(self.sae, self.detector)
+
+    def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
+        self.sae.check_width(tokens)
+        row, watched = self.selection.at(timestep), self.detector.at(timestep)
+        if len(row.latents) == 0 or len(watched.latents) == 0 or not self.covers(timestep):
+            return tokens
+        row, watched = row.to(tokens.device), watched.to(tokens.device)
+        if watched.floors is None:
+            watched = replace(watched, floors=watched.thresholds)
+        active = _active(self.sae, tokens, watched).view(*tokens.shape[:2], -1)
+        maps = (active > 0).any(-1).any(-1).nonzero().squeeze(-1)
+        if len(maps) == 0:
+            return tokens
+        direction = (row.strengths * (row.means - row.thresholds)) @ self.sae.W_dec[row.latents].float()
+        weight = _weight(tokens, mask).expand(tokens.shape[:-1].numel(), 1).view(*tokens.shape[:-1], 1)
+        moved = tokens[maps].float() + weight[maps] * direction
+        return tokens.index_copy(0, maps, moved.to(tokens.dtype))
 
 
 @dataclass(frozen=True, eq=False)

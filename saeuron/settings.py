@@ -8,20 +8,21 @@ from .assignment import read_assignment, select_assigned
 from .autoencoder import SparseAutoencoder
 from .compact import CompactTable
 from .concepts import ConceptTable
-from .edits import SCALES, Ablate, Replace
+from .edits import SCALES, Ablate, Replace, Shift
 from .errors import SaeuronError
 from .selection import Selection
 
-EDITS = ("ablate", "replace")
+EDITS = ("ablate", "replace", "shift")
 
 
 @dataclass(frozen=True)
 class Setting:
     """SAeUron's τ and γ for one concept, whether latents are chosen at each timestep or once, and what is done to them.
 
-    ``edit`` is ``ablate`` or ``replace`` (PER, which has no γ); ``scale`` is Ablate's. ``assigned`` takes the one
-    latent that supervised training gave the concept, and no other. ``presence`` limits the edit to maps that show the
-    concept, see `Selection`; None edits whichever token fires, as the papers do.
+    ``edit`` is ``ablate``, ``replace`` (PER, which has no γ) or ``shift``; ``scale`` is Ablate's. ``assigned`` takes
+    the one latent that supervised training gave the concept, and no other; under ``shift`` it is what tells the maps
+    that show the concept. ``presence`` limits the edit to such maps, see `Selection`; None edits whichever token
+    fires, as the papers do.
     """
 
     latents: int = 1
@@ -46,9 +47,27 @@ class Setting:
 
     def select(self, sae: SparseAutoencoder, table: ConceptTable | CompactTable, concept: str) -> Selection:
         """The latents of ``concept`` that this setting means."""
-        if self.assigned:
+        if self.assigned and self.edit != "shift":
             return select_assigned(table, read_assignment(sae), concept, self.strength, self.presence)
         return table.select(concept, self.latents, self.strength, self.per_timestep, self.presence)
+
+    def detector(self, sae: SparseAutoencoder, table: ConceptTable | CompactTable, concept: str) -> Selection:
+        """The latent that tells the maps that show ``concept``: the assigned one, or that of the best score."""
+        if self.assigned:
+            return select_assigned(table, read_assignment(sae), concept, presence=self.presence)
+        return table.select(concept, 1, per_timestep=False, presence=self.presence)
+
+
+# What the league found best without any search: see docs/methods.md.
+DEFAULTS = {
+    "object": Setting(64, -3.0, edit="shift", assigned=True, presence=0.1),
+    "style": Setting(64, -2.0, edit="shift", assigned=True, presence=0.1),
+}
+
+
+def default_setting(sae: SparseAutoencoder, kind: str) -> Setting:
+    """How a concept of ``kind`` is removed where nobody says: SAeUron's way, unless its latent was assigned to it."""
+    return DEFAULTS.get(kind, DEFAULTS["object"]) if sae.config.get("assignment") else Setting()
 
 
 def check_ways(edit: str, scale: str) -> None:
@@ -63,17 +82,21 @@ def removal(
     table: ConceptTable | CompactTable,
     settings: Mapping[str, Setting],
     paper_exact: bool = False,
-) -> list[Ablate | Replace]:
-    """The edits that remove every concept in ``settings``: one for all concepts that are removed in the same way.
+) -> list[Ablate | Replace | Shift]:
+    """The edits that remove every concept in ``settings``: one for all that are ablated or replaced in the same way.
 
     ``paper_exact`` is Ablate's; the published code knows no presence, so a setting's is left out then.
     """
     table.check_belongs(sae.fingerprint)
     ways: dict[tuple[str, str], list[Selection]] = {}
+    shifts = []
     for name, setting in settings.items():
+        if setting.edit == "shift":
+            shifts.append(Shift(sae, setting.select(sae, table, name), setting.detector(sae, table, name)))
+            continue
         own = dataclasses.replace(setting, presence=None) if paper_exact else setting
         ways.setdefault((own.edit, own.scale), []).append(own.select(sae, table, name))
-    return [
+    return shifts + [
         Replace(sae, Selection.merge(selections))
         if edit == "replace"
         else Ablate(sae, Selection.merge(selections), paper_exact, scale)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import Hookpoint, Setting
+from saeuron import Hookpoint, Setting, read_assignment
 from saeuron.files import read_json, write_json
 
 from .attack import How, attack
@@ -284,13 +284,18 @@ def of_time(contest: Contest, method: str, target: str, steps: int = 10, repeats
 
 
 def about_sae(name: str, reader: Reader) -> dict:
-    """How well an SAE reconstructs, and how many of its assigned latents are their concept's strongest."""
+    """How well an SAE reconstructs, and how many of its assigned latents are their concept's strongest.
+
+    The strongest is told by the table's scores, from anchor pictures that no SAE was trained on.
+    """
     metrics = reader.sae.config.get("metrics", {})
     told = metrics.get("concepts", {}).values()
     found = {"sae": name, "block": reader.sae.hookpoint.name} | {key: metrics.get(key) for key in ("fvu", "dead", "l0")}
     scores = [own["auroc"] for own in told if own["auroc"] is not None]
     if told:
-        found["centralised"] = sum(own["centralised"] for own in told) / len(told)
+        strongest = {name: int(reader.table.scores(name).mean(0).argmax()) for name in reader.table.concepts}
+        assignment = read_assignment(reader.sae)
+        found["centralised"] = sum(assignment[name] == own for name, own in strongest.items()) / len(strongest)
         found["auroc"] = statistics.mean(scores) if scores else None
     return found
 

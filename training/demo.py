@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, removal
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, default_setting, removal
+from saeuron.checkpoints import save_bundle
+from saeuron.checkpoints.bundle import Bundle
 from saeuron.errors import nearest
 from saeuron.files import write_json, write_text
 
@@ -26,8 +28,10 @@ from .prompts import concepts, read_prompts
 from .record import Record, record
 from .score import Score, score
 from .search import anchor_rows, search
-from .settings import grid, write_settings
+from .settings import write_settings
 from .train import Train, train
+
+CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
 
 
 @dataclass
@@ -47,10 +51,10 @@ class Demo:
     k: int = 32
     """Active latents per token."""
     train_steps: int = 2500
-    """Training steps of the SAE."""
-    latents: tuple[int, ...] = (8, 16)
-    """Numbers of latents the search tries."""
-    strengths: tuple[float, ...] = (-1.0, -2.0, -4.0)
+    """Training steps of the SAE without labels."""
+    tune_steps: int = 1500
+    """Training steps that then give each concept a latent of its own."""
+    strengths: tuple[float, ...] = (-2.0, -3.0)
     """Multipliers the search tries."""
     search_images: int = 45
     """Anchor pictures per setting tried."""
@@ -88,28 +92,20 @@ def demo(config: Demo) -> dict:
                 bf16=True,
             )
         )[0]
-    with stage("train", seconds):
-        sae = train(
-            Train(
-                recording=recording,
-                output=config.output / "sae",
-                expansion=config.expansion,
-                k=config.k,
-                steps=config.train_steps,
-                batch=2048,
-                lr=1e-3,
-                dead_after=500_000,
-                seed=config.seed,
-                log_every=500,
-            )
-        )
-    with stage("score", seconds):
-        scoring = Score(sae=config.output / "sae", output=config.output / "table.safetensors", batch=30, bf16=True)
-        table = score(scoring, sae, pipeline)
-        table.save(scoring.output)
+    table = sae = None
+    for name in ("unsupervised", "sae"):
+        with stage(f"train {name}", seconds):
+            sae = train(recipe(config, recording, name))
+        with stage(f"score {name}", seconds):
+            folder = config.output / name
+            scoring = Score(sae=folder, output=folder / "table.safetensors", batch=30, bf16=True)
+            table = score(scoring, sae, pipeline)
+            table.save(scoring.output)
     with stage("search", seconds):
         settings = tune(config, pipeline, sae, table, sampling)
         write_settings(config.output / "settings.json", settings, fingerprint=sae.fingerprint)
+        tuned = {name: dataclasses.asdict(setting) for name, setting in settings.items()}
+        save_bundle(Bundle(sae, table, tuned, CARD, "Apache-2.0"), config.output / "tinycanvas.safetensors")
     with stage("evaluate", seconds):
         rows, seeds = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
         evaluation = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
@@ -130,9 +126,20 @@ def demo(config: Demo) -> dict:
     write_json(config.output / "report.json", report)
     console.print(markdown(evaluation))
     console.print(f"{sum(seconds.values()):.0f} seconds of work")
-    for name in ("report.json", "grid.png", "scores.png"):
+    for name in ("report.json", "tinycanvas.safetensors", "grid.png", "scores.png"):
         print(config.output / name)
     return report
+
+
+def recipe(config: Demo, recording: Path, name: str) -> Train:
+    """How the SAE is trained: first without labels, then on from there with SAEmnesia's losses."""
+    common = {"recording": recording, "output": config.output / name, "lr": 1e-3, "batch": 2048}
+    common |= {"dead_after": 500_000, "seed": config.seed, "log_every": 500}
+    if name == "unsupervised":
+        return Train(**common, expansion=config.expansion, k=config.k, steps=config.train_steps)
+    before = config.output / "unsupervised"
+    table = before / "table.safetensors"
+    return Train(**common, k=config.k, steps=config.tune_steps, labels=KINDS, init=before, table=table)
 
 
 @contextmanager
@@ -161,10 +168,11 @@ def tune(
     config: Demo, pipeline: StableDiffusionPipeline, sae: SparseAutoencoder, table: ConceptTable, sampling: Sampling
 ) -> dict[str, Setting]:
     """The best setting of each target on anchor prompts, which the evaluation never sees."""
-    candidates = grid(list(config.latents), list(config.strengths), [True, False])
     settings = {}
     for name in config.targets:
         rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, name, config.search_images, config.seed + 3)
+        own = default_setting(sae, table.concepts[name])
+        candidates = [dataclasses.replace(own, strength=strength) for strength in config.strengths]
         settings[name] = search(pipeline, sae, table, name, candidates, rows, seeds, sampling)
     return settings
 

@@ -67,31 +67,31 @@ class League:
     """Tokens kept of each feature map."""
     expansion: int = 8
     """Latents per input channel of every SAE."""
-    k: int = 16
+    k: int = 32
     """Active latents per token."""
     train_batch: int = 2048
     """Tokens per training step."""
     train_steps: int = 2500
     """Training steps of each SAE that begins from scratch."""
-    tune_steps: int = 1000
+    tune_steps: int = 1500
     """Training steps of the supervised SAE that goes on from the unsupervised one."""
     score_images: int = 540
     """Anchor pictures of each concept table."""
-    search_images: int = 24
+    search_images: int = 18
     """Anchor pictures per setting tried."""
     latents: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of latents that searches try (τ), of those a method may try."""
     strengths: tuple[float, ...] = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
     """Multipliers that searches try (γ), of those a method may try."""
-    seeds: int = 2
+    seeds: int = 1
     """Pictures of each of the 90 evaluation prompts."""
     seed: int = 188
     """Seed of everything; the pictures' first."""
     steps: int = 25
     """Denoising steps."""
-    oracle_steps: int = 100
+    oracle_steps: int = 50
     """Training steps of each oracle, and of the fine-tuned copy."""
-    extra_methods: tuple[str, ...] = ("saeuron", "saemnesia", "saemnesia_per", "default")
+    extra_methods: tuple[str, ...] = ("saeuron", "saemnesia", "default")
     """Methods that are also tried in sequence, on two concepts at once and under attack. The default and SAeUron are
     tried under other conditions too."""
     extra_targets: tuple[str, ...] = ("star", "neon")

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 
 from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, load_sae, removal
+from saeuron.settings import DEFAULTS
 
 from .host import Edit
 from .judging import KINDS
@@ -46,11 +47,6 @@ _SEARCH = grid(TAU, GAMMA, [True])
 _ONE = [Setting(strength=gamma, assigned=True) for gamma in GAMMA_ONE]
 _PER = [Setting(edit="replace", assigned=True)]
 
-# To be confirmed by a full league: on a few pictures, what cost bystanders nothing and erased most.
-DEFAULT = {
-    "object": [Setting(strength=-3.0, scale="norm", assigned=True)],
-    "style": [Setting(strength=-1.0, scale="norm", assigned=True)],
-}
 METHODS: dict[str, Method] = {
     # The paper's styles are not searched: τ = 1, γ = −1.
     "saeuron_paper": Method("plain", {"object": _SEARCH, "style": [Setting()]}, paper_exact=True),
@@ -59,7 +55,7 @@ METHODS: dict[str, Method] = {
     "saemnesia_per": Method("assigned", _both(_PER)),
     "gsae_per": Method("gated", _both(_PER)),
     "saeparate": Method("contrastive", _both(_SEARCH)),
-    "default": Method("assigned", DEFAULT),
+    "default": Method("assigned", {kind: [setting] for kind, setting in DEFAULTS.items()}),
 }
 
 

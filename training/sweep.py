@@ -36,11 +36,14 @@ class Sweep:
     targets: tuple[str, ...]
     """Concepts to find settings for."""
     edit: str = "ablate"
-    """ablate, or replace (PER), which has nothing to search and costs no picture."""
+    """ablate, shift, or replace (PER), which has nothing to search and costs no picture."""
     scale: str = "mean"
     """What γ is multiplied with: mean (SAeUron) or norm (SAEmnesia's variant)."""
     assigned: bool = False
-    """Remove by the one latent that supervised training assigned; only the strength is searched then."""
+    """Remove by the one latent that supervised training assigned; only the strength is searched then. Under shift that
+    latent tells the pictures that show the concept."""
+    presence: float | None = None
+    """Edit only pictures that show the concept: 0 where it fires as for the nearest other concept, 1 as for its own."""
     paper_exact: bool = False
     """Reproduce the published code's sign of the reconstruction error."""
     latents: tuple[int, ...] = (1, 2, 4, 8)
@@ -113,10 +116,11 @@ def candidates(config: Sweep, sae: SparseAutoencoder) -> list[Setting]:
     check_ways(config.edit, config.scale)
     if config.assigned:
         read_assignment(sae)
-    latents, per_timestep = ([1], [True]) if config.assigned else (list(config.latents), list(config.per_timestep))
+    one = config.assigned and config.edit != "shift"
+    latents, per_timestep = ([1], [True]) if one else (list(config.latents), list(config.per_timestep))
     found = [
         dataclasses.replace(setting, edit=config.edit, scale=config.scale, assigned=config.assigned)
-        for setting in grid(latents, list(config.strengths), per_timestep)
+        for setting in grid(latents, list(config.strengths), per_timestep, config.presence)
     ]
     if not found:
         raise SaeuronError("there is nothing to try: give --latents, --strengths and --per-timestep")

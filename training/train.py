@@ -1,6 +1,7 @@
 """``train``: a recording → an SAE. Several processes share each batch, and learn what one process would learn."""
 
 import dataclasses
+import hashlib
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from saeuron import (
     load_sae,
     save_sae,
 )
-from saeuron.files import write_atomically, write_json
+from saeuron.files import read_json, write_atomically, write_json
 from saeuron.recording import Tokens
 
 from .config import save_config
-from .distributed import barrier, is_main, joined, of_main, own_device, processes, sum_gradients
+from .distributed import barrier, is_main, joined, own_device, processes, sum_gradients
 from .progress import console
 from .supervised import Supervision, Weights, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder
@@ -33,7 +34,8 @@ ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
 
 @dataclass
 class Train:
-    """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was."""
+    """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was; what is
+    finished is not trained again."""
 
     recording: Path
     """Folder of one recording (the one that holds manifest.json)."""
@@ -110,9 +112,13 @@ def train(config: Train) -> SparseAutoencoder:
     model = _start(config, recording, normalisation, initial).to(device)
     supervision = _supervision(config, recording, len(model.W_enc), initial)
     weights = Weights(config.bce, config.decorrelation, config.l1, config.contrast, config.temperature)
+    identity = _identity(config, recording, steps, initial, supervision)
+    finished = _finished(config.output, identity)
+    barrier()
+    if finished:
+        return finished.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - step / steps)))
-    identity = _identity(config, recording, steps, initial, supervision)
     start = _resume(config.output, identity, model, optimizer, schedule)
     barrier()
     if is_main():
@@ -142,9 +148,9 @@ def train(config: Train) -> SparseAutoencoder:
     sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=str(recording.settings.get("model", "")))
     sae = sae.to(device)
     if is_main():
-        _finish(config, recording, held_out, steps, sae, supervision)
-    sae.config, sae.metrics = of_main((sae.config, sae.metrics))
-    return sae
+        _finish(config, recording, held_out, steps, identity, sae, supervision)
+    barrier()
+    return _finished(config.output, identity).to(device)
 
 
 def _finish(
@@ -152,19 +158,19 @@ def _finish(
     recording: Recording,
     held_out: str,
     steps: int,
+    identity: str,
     sae: SparseAutoencoder,
     supervision: Supervision | None,
 ) -> None:
     """Measure the SAE and write all that there is to say of it."""
     unseen = recording.read(held_out)
     metrics = measure(sae, unseen)
-    notes = {"recording": recording.settings_hash, "seed": config.seed, "steps": steps}
+    notes = {"recording": recording.settings_hash, "seed": config.seed, "steps": steps, "identity": identity}
     if sae.activation == "sigmoid_topk":
         notes["normalize_decoder"] = False
     if supervision and config.bce:
         metrics["concepts"] = report(sae, unseen, recording.prompts, supervision)
         notes["assignment"] = supervision.assignment
-    sae.metrics = metrics
     save_sae(sae, config.output, metrics=metrics, **notes)
     write_json(config.output / "metrics.json", metrics)
     (config.output / "checkpoint.pt").unlink(missing_ok=True)
@@ -174,6 +180,18 @@ def _finish(
     if metrics.get("concepts"):
         own = [concept["centralised"] for concept in metrics["concepts"].values()]
         console.print(f"the assigned latent is the strongest for {sum(own)} of {len(own)} concepts")
+
+
+def _finished(folder: Path, identity: str) -> SparseAutoencoder | None:
+    """The SAE that a run of this identity has left in ``folder``."""
+    try:
+        sae, metrics = load_sae(folder), read_json(folder / "metrics.json")
+    except SaeuronError:
+        return None
+    if sae.config.get("identity") != identity:
+        return None
+    sae.metrics = metrics
+    return sae
 
 
 def _start(
@@ -297,7 +315,7 @@ def _identity(
     values |= {"steps": steps, "recording": recording.settings_hash}
     values["init"] = initial.fingerprint if initial else None
     values["assignment"] = supervision.assignment if supervision else None
-    return repr(sorted(values.items()))
+    return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:16]
 
 
 def _checkpoint(folder: Path, identity: str, step: int, model, optimizer, schedule) -> None:
@@ -333,7 +351,7 @@ def _log(
         return
     dead = float((model.tokens_since_fired > config.dead_after).float().mean())
     named = dict(zip(("fvu", "l0", "auxiliary"), sums, strict=True))
-    for name, value in (terms | named | {"dead": dead}).items():
-        log.add_scalar(name, float(value), step)
+    for name, value in ({name: term.item() for name, term in terms.items()} | named | {"dead": dead}).items():
+        log.add_scalar(name, value, step)
     fvu, l0 = sums[:2]
     console.print(f"step {step}/{steps}  fvu {fvu:.4f}  l0 {l0:.1f}  dead {dead:.1%}")
