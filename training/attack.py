@@ -138,6 +138,7 @@ def attack(
                 own_seeds,
                 steps=sampling.steps,
                 guidance=sampling.guidance,
+                bf16=sampling.bf16,
                 taps=editing(edits),
             )
             return torch.tensor(judge_tinycanvas(images, part).right(kind))
