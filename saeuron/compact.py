@@ -64,13 +64,7 @@ class CompactTable:
             raise SaeuronError(f"concept {concept!r} is not in the table; the nearest are {nearest(concept, names)}")
         return names.index(concept)
 
-    def check_belongs(self, fingerprint: str) -> None:
-        """Raise SaeuronError unless this table was made with the SAE of this fingerprint."""
-        if self.fingerprint != fingerprint:
-            raise SaeuronError(
-                f"the concept table was made with the SAE {self.fingerprint} and this SAE is {fingerprint}: "
-                "use the SAE the table came with, or run `score` for this one"
-            )
+    check_belongs = ConceptTable.check_belongs
 
     def means(self, concept: str) -> torch.Tensor:
         """``μ(i, t, D_c)`` ``[timesteps, n_latents]``, 0 where the table keeps nothing."""
