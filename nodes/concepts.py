@@ -35,7 +35,7 @@ class ConceptSelector(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Latents taken per concept and timestep. 0: the file's tuned number, or 1.",
+                    tooltip="Latents taken per concept and timestep. 0: the file's tuned number, or what fits the SAE.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -43,8 +43,8 @@ class ConceptSelector(io.ComfyNode):
                     min=-1000.0,
                     max=1000.0,
                     step=0.5,
-                    tooltip="What the concept's latents are multiplied with (γ); negative takes the concept out. "
-                    "0: the file's tuned strength, or -1.",
+                    tooltip="How hard the concept's latents are pushed (γ); negative takes the concept out. "
+                    "0: the file's tuned strength, or what fits the SAE.",
                 ),
                 io.Combo.Input(
                     "table",

@@ -61,7 +61,7 @@ class Blocks:
                 seed=self.seed,
             )
         )
-        sampling = Sampling()
+        sampling = Sampling(bf16=True)
         rows, seeds = paired(read_prompts("tinycanvas:evaluation"), 1, 188)
         results = []
         for name, folder in zip(hookpoints, folders, strict=True):
@@ -78,7 +78,7 @@ class Blocks:
                     seed=self.seed,
                 )
             )
-            table = score(Score(sae=place, output=place / "table.safetensors", images=270), sae, pipeline)
+            table = score(Score(sae=place, output=place / "table.safetensors", images=270, bf16=True), sae, pipeline)
             settings = {}
             for target in self.targets:
                 anchors, anchor_seeds = anchor_rows(
