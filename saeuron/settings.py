@@ -60,7 +60,7 @@ class Setting:
 
 # What the league found best without any search: see docs/methods.md.
 DEFAULTS = {
-    "object": Setting(64, -3.0, edit="shift", assigned=True, presence=0.4),
+    "object": Setting(64, -3.0, edit="shift", assigned=True, presence=0.1),
     "style": Setting(64, -2.0, edit="shift", assigned=True, presence=0.1),
 }
 
