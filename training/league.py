@@ -182,7 +182,7 @@ def _report(contest: Contest, jobs: Sequence[Job], targets: Sequence[str]) -> di
         make = partial(of_time, contest, method, targets[0])
         timing[method] = contest.row(Job("timing", method, (targets[0],), make))
     report = {
-        "command": f"python -m training league{' --quick' if config.quick else ''}",
+        "command": command(config),
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
         "rows": summaries(found["target"], timing, config.methods),
         "targets": found["target"],
@@ -197,6 +197,19 @@ def _report(contest: Contest, jobs: Sequence[Job], targets: Sequence[str]) -> di
     for name in ("league.json", "league.md", "league.png"):
         print(config.output / name)
     return report
+
+
+def command(config: League) -> str:
+    """The command line that plays this league."""
+    if config.quick:
+        return "python -m training league --quick"
+    plain, words = League(), ["python -m training league"]
+    for name in vars(config):
+        value = getattr(config, name)
+        if value != getattr(plain, name) and name != "output":
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
 
 
 def _check(config: League, kinds: Mapping[str, str]) -> None:

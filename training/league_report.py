@@ -68,7 +68,7 @@ def markdown(report: dict) -> str:
     config = report["config"]
     parts = [
         "# League",
-        f"`{report['command']}`, seed {config['seed']}, {config['seeds']} pictures of each of 90 prompts, "
+        f"`{report['command']}`, seed {config['seed']}, {config['seeds']} × 90 pictures, "
         f"{config['steps']} DDIM steps, guidance 3. Rates in percent with 95 % intervals; every picture has the seed "
         "of its unedited twin.",
     ]
