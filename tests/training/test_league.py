@@ -12,7 +12,7 @@ from tinycanvas.drawing import OBJECTS, STYLES
 from training.contest import gone_and_kept, kept
 from training.host import generate
 from training.judging import Verdicts, draw_all
-from training.league import ORDER, QUICK, League, league
+from training.league import ORDER, QUICK, League, command, league
 from training.league_report import markdown, near_pairs, summaries
 from training.methods import METHODS, edits_for, thinned
 from training.oracle import check_concepts, labels, retrained
@@ -192,6 +192,13 @@ def test_a_name_that_is_not_there_is_refused_with_the_nearest(tmp_path, options,
     with pytest.raises(SaeuronError, match=complaint):
         league(League(output=tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_names_the_command_that_made_it():
+    assert command(League()) == "python -m training league"
+    assert command(League(quick=True)) == "python -m training league --quick"
+    other = League(targets=("star", "neon"), search_images=3)
+    assert command(other) == "python -m training league --targets star neon --search-images 3"
 
 
 def test_the_methods_are_those_the_issue_names():
