@@ -163,14 +163,14 @@ class Shift(Window):
         row, watched = row.to(tokens.device), watched.to(tokens.device)
         if watched.floors is None:
             watched = replace(watched, floors=watched.thresholds)
-        active = _active(self.sae, tokens, watched).view(*tokens.shape[:2], -1)
-        maps = (active > 0).any(-1).any(-1).nonzero().squeeze(-1)
-        if len(maps) == 0:
+        flat, weight = tokens.reshape(-1, self.sae.d_in), _weight(tokens, mask)
+        shows = (_active(self.sae, tokens, watched) > 0).any(-1).view(tokens.shape[:-1]).any(1, keepdim=True)
+        concerned = shows.expand(tokens.shape[:-1]).flatten() & (weight != 0).squeeze(-1)
+        rows = concerned.nonzero().squeeze(-1)
+        if len(rows) == 0:
             return tokens
         direction = (row.strengths * (row.means - row.thresholds)) @ self.sae.W_dec[row.latents].float()
-        weight = _weight(tokens, mask).expand(tokens.shape[:-1].numel(), 1).view(*tokens.shape[:-1], 1)
-        moved = tokens[maps].float() + weight[maps] * direction
-        return tokens.index_copy(0, maps, moved.to(tokens.dtype))
+        return _shift(flat, rows, weight.expand(len(flat), 1)[rows], direction[None]).view_as(tokens)
 
 
 @dataclass(frozen=True, eq=False)

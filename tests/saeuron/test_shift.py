@@ -66,7 +66,7 @@ def test_a_mask_moves_each_token_that_far(case):
     mask = torch.linspace(0, 1, 60)[None]
     got, whole = edit(tokens, 901, mask), edit(tokens, 901)
     torch.testing.assert_close(got, tokens + mask[..., None] * (whole - tokens), **CLOSE)
-    assert torch.equal(got[:, 0], tokens[:, 0])
+    assert torch.equal(got[:, 0], tokens[:, 0]) and edit(tokens, 901, torch.zeros(1, 60)) is tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
