@@ -6,13 +6,8 @@ def extension():
     from comfy_api.latest import ComfyExtension, io
 
     class SAeUronExtension(ComfyExtension):
-        async def on_load(self) -> None:
-            from . import files, routes
-
-            files.register()
-            routes.register()
-
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            from . import files, routes
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
             from .loader import SaeLoader
@@ -20,6 +15,9 @@ def extension():
             from .recorder import ActivationRecorder
             from .tinycanvas import TinyCanvas
 
+            # Here and not in `on_load`, which ComfyUI 0.8 does not call.
+            files.register()
+            routes.register()
             return [
                 SaeLoader,
                 ConceptSelector,
