@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..saeuron import ConceptTable, SaeuronError, Setting, default_setting
 from . import files
-from .sockets import CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept
+from .sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept, schema
 
 FROM_FILE = "from SAE file"
 
@@ -15,7 +15,7 @@ FROM_FILE = "from SAE file"
 class ConceptSelector(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronConceptSelector",
             display_name="Concept Selector",
             category=CATEGORY,
@@ -51,7 +51,7 @@ class ConceptSelector(io.ComfyNode):
                     options=[FROM_FILE, *files.tables()],
                     default=FROM_FILE,
                     optional=True,
-                    advanced=True,
+                    extra_dict=ADVANCED,
                     tooltip="A concept table in models/saes, for an SAE whose file brings none.",
                 ),
             ],

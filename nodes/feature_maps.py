@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..saeuron import SaeuronError, SparseAutoencoder
 from .hook import Patch, Place, attach, check_width, find, on_device
 from .patches import parse_latents
-from .sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, check_concept
+from .sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, check_concept, schema
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class Group:
 class FeatureProbe(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronFeatureProbe",
             display_name="Feature Probe",
             category=CATEGORY,
@@ -88,7 +88,7 @@ class FeatureProbe(io.ComfyNode):
 class FeatureMap(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronFeatureMap",
             display_name="Feature Map",
             category=CATEGORY,
@@ -120,7 +120,7 @@ class FeatureMap(io.ComfyNode):
 class ConceptPlot(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronConceptPlot",
             display_name="Concept Plot",
             category=CATEGORY,

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..saeuron import Hookpoint, SaeuronError
 from ..saeuron.checkpoints import Bundle, load_bundle
 from . import files
-from .sockets import CATEGORY, LoadedSae, Sae
+from .sockets import ADVANCED, CATEGORY, LoadedSae, Sae, schema
 
 SITES = ("from file", "output", "residual")
 
@@ -18,7 +18,7 @@ SITES = ("from file", "output", "residual")
 class SaeLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronLoader",
             display_name="SAE Loader",
             category=CATEGORY,
@@ -30,7 +30,7 @@ class SaeLoader(io.ComfyNode):
                     "hookpoint",
                     default="",
                     optional=True,
-                    advanced=True,
+                    extra_dict=ADVANCED,
                     tooltip="The block the SAE was trained on, such as unet.up_blocks.1.attentions.1. "
                     "Leave empty where the file says it.",
                 ),
@@ -39,7 +39,7 @@ class SaeLoader(io.ComfyNode):
                     options=list(SITES),
                     default=SITES[0],
                     optional=True,
-                    advanced=True,
+                    extra_dict=ADVANCED,
                     tooltip="What of the block the SAE reads: its output, or output minus input (residual).",
                 ),
             ],

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..saeuron import SaeuronError, Steer, removal
 from .hook import APPLIES_TO, Patch, attach
-from .sockets import CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae
+from .sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
 
 WAYS = {
     "tuned": {},
@@ -22,7 +22,7 @@ WAYS = {
 
 def _where() -> list[io.Input]:
     """The inputs that both patches share: when, on which conditioning, and where in the picture."""
-    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
+    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "extra_dict": ADVANCED}
     return [
         io.Float.Input("start_percent", default=0.0, tooltip="Where in the sampling the edit begins.", **percent),
         io.Float.Input("end_percent", default=1.0, tooltip="Where in the sampling the edit ends.", **percent),
@@ -30,7 +30,7 @@ def _where() -> list[io.Input]:
             "applies_to",
             options=list(APPLIES_TO),
             default=APPLIES_TO[0],
-            advanced=True,
+            extra_dict=ADVANCED,
             tooltip="Edit while the model follows the positive prompt, the negative one, or both.",
         ),
         io.Mask.Input("mask", optional=True, tooltip="Where in the picture to edit. Without a mask: everywhere."),
@@ -40,7 +40,7 @@ def _where() -> list[io.Input]:
 class FeatureAblatePatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronAblatePatch",
             display_name="Feature Ablate Patch",
             category=CATEGORY,
@@ -100,7 +100,7 @@ class FeatureAblatePatch(io.ComfyNode):
 class FeatureSteerPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronSteerPatch",
             display_name="Feature Steer Patch",
             category=CATEGORY,

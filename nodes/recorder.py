@@ -11,13 +11,13 @@ from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
 from ..saeuron.hookpoints import SITES
 from ..saeuron.recording import Tokens, bytes_per_token
 from .hook import Patch, Place, attach, find
-from .sockets import CATEGORY
+from .sockets import CATEGORY, schema
 
 
 class ActivationRecorder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronActivationRecorder",
             display_name="Activation Recorder",
             category=CATEGORY,

@@ -1,6 +1,6 @@
 """What travels between the pack's nodes, and under which name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -11,6 +11,8 @@ from ..saeuron.compact import CompactTable
 from ..saeuron.errors import nearest
 
 CATEGORY = "SAeUron"
+ADVANCED = {"advanced": True}
+"""What of an input older ComfyUIs take in ``extra_dict`` alone."""
 
 Sae = io.Custom("SAE")
 Concepts = io.Custom("CONCEPTS")
@@ -37,6 +39,12 @@ class ChosenConcepts:
 
     table: ConceptTable | CompactTable
     settings: dict[str, Setting]
+
+
+def schema(**said: object) -> io.Schema:
+    """A node's schema of what this ComfyUI understands: 0.8 knows no ``search_aliases``."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in said.items() if name in known})
 
 
 def check_concept(table: object, name: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from comfy_api.latest import io
 from torch import nn
 
-from .sockets import CATEGORY
+from .sockets import CATEGORY, schema
 
 WEIGHTS = Path(__file__).parents[1] / "tinycanvas" / "weights"
 DOWNSCALE = 2
@@ -26,7 +26,7 @@ DOWNSCALE = 2
 class TinyCanvas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="SAeUronTinyCanvas",
             display_name="TinyCanvas",
             category=CATEGORY,
