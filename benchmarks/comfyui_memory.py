@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 PORT = 8199
 BLOCKS = {"objects": "unet.up_blocks.1.attentions.1", "styles": "unet.up_blocks.1.attentions.2"}
 WIDTH, WARM = 1280, 10
+WHOLE = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "applies_to": "both"}
 
 
 @dataclass
@@ -139,7 +140,7 @@ def workflow(seed: int, patched: bool) -> dict:
         )
         graph[patch] = (
             "SAeUronAblatePatch",
-            {"model": model, "sae": [sae, 0], "concepts": [chosen, 0], "mode": "ablate", "strength": 1.0},
+            {"model": model, "sae": [sae, 0], "concepts": [chosen, 0], "mode": "ablate"} | WHOLE,
         )
         model = [patch, 0]
     sampling = {"seed": seed, "steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
