@@ -23,7 +23,7 @@ def register() -> None:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response({"concepts": found})
 
-    if PromptServer.instance is not None:
+    if getattr(PromptServer, "instance", None) is not None:  # nodes are also listed without a server
         PromptServer.instance.routes.get("/saeuron/concepts")(concepts)
 
 

@@ -22,9 +22,6 @@ pack = sys.modules["a_pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pack)
 imported = sorted(set(sys.modules) - before - {"a_pack"})
 extension = asyncio.run(pack.comfy_entrypoint())
-import folder_paths
-from a_pack.nodes import files
-files.register()
 nodes = asyncio.run(extension.get_node_list())
 json.dump({"imported": imported, "nodes": len(nodes), "modules": sorted(sys.modules)}, sys.stdout)
 """
