@@ -22,7 +22,7 @@ from .judging import KINDS, Rate, Sampling, draw_all, judge_tinycanvas
 from .models import check_fits, load_model
 from .progress import console, track
 from .prompts import read_labelled
-from .settings import read_settings
+from .settings import settings_of
 
 
 @dataclass
@@ -67,11 +67,7 @@ class Attack:
 
     def run(self) -> None:
         sae, table = load_sae(self.sae), ConceptTable.load(self.table)
-        tuned = read_settings(self.settings) if self.settings else {}
-        plain = Setting(self.latents, self.strength)
-        settings = {name: tuned.get(name, plain) for name in self.targets or tuned}
-        if not settings:
-            raise SaeuronError("there is no target: give --targets or --settings")
+        settings = settings_of(self.targets, self.settings, Setting(self.latents, self.strength))
         edits = {name: {sae.hookpoint: removal(sae, table, {name: own})} for name, own in settings.items()}
         pipeline = load_model("tinycanvas")
         check_fits(sae, pipeline)

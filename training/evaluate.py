@@ -17,7 +17,7 @@ from .judging import KINDS, Rate, Sampling, Verdicts, draw_all, judge_tinycanvas
 from .models import check_fits, load_model
 from .progress import console, track
 from .prompts import read_labelled
-from .settings import read_settings
+from .settings import settings_of
 
 
 @dataclass
@@ -64,11 +64,7 @@ class Evaluate:
     def run(self) -> None:
         device = own_device(self.device)
         sae, table = load_sae(self.sae).to(device), ConceptTable.load(self.table)
-        tuned = read_settings(self.settings) if self.settings else {}
-        plain = Setting(self.latents, self.strength, self.per_timestep)
-        settings = {name: tuned.get(name, plain) for name in self.targets or tuned}
-        if not settings:
-            raise SaeuronError("there is no target: give --targets or --settings")
+        settings = settings_of(self.targets, self.settings, Setting(self.latents, self.strength, self.per_timestep))
         for name in settings:
             table.row(name)
         pipeline = load_model("tinycanvas", device, self.sampler)

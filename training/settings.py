@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeuron import SaeuronError, Setting
@@ -26,6 +27,18 @@ def read_settings(path: Path) -> dict[str, Setting]:
         except (SaeuronError, TypeError) as error:
             raise SaeuronError(f"{path}, concept {name!r}: {error}") from None
     return found
+
+
+def settings_of(targets: Sequence[str], path: Path | None, otherwise: Setting) -> dict[str, Setting]:
+    """The setting of each target: the one in the file at ``path``, if it has one, else ``otherwise``.
+
+    Without targets those of the file are meant. Raises SaeuronError where there is none at all.
+    """
+    tuned = read_settings(path) if path else {}
+    settings = {name: tuned.get(name, otherwise) for name in targets or tuned}
+    if not settings:
+        raise SaeuronError("there is no target: give --targets or --settings")
+    return settings
 
 
 def write_settings(path: Path, settings: dict[str, Setting], **notes: object) -> None:
