@@ -92,7 +92,6 @@ def demo(config: Demo) -> dict:
                 bf16=True,
             )
         )[0]
-    table = sae = None
     for name in ("unsupervised", "sae"):
         with stage(f"train {name}", seconds):
             sae = train(recipe(config, recording, name))
