@@ -151,7 +151,8 @@ def test_comfy_cli_runs_it(server, load, name, tmp_path):
     folder = server.base / "output"
     old = {prefix: set(folder.glob(f"{prefix}_*.png")) for prefix in prefixes}
     server.forget()
-    file = ROOT / "workflows" / "api" / f"{name}.json"
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(workflow), "utf-8")
     options = ["--workflow", file, "--wait", "--host", "127.0.0.1", "--port", server.port, "--timeout", 300]
     result = subprocess.run(
         [str(part) for part in [command, "--skip-prompt", "run", *options]],
