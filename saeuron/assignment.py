@@ -53,19 +53,22 @@ def select_assigned(
     assignment: dict[str, int],
     concept: str,
     strength: float = -1.0,
-    presence: float | None = None,
 ) -> Selection:
     """The selection of ``concept``'s one assigned latent, the same at every timestep.
 
-    ``strength`` is γ, ``presence`` is `Selection.of`'s. Raises SaeuronError on a concept without an assigned latent or
-    unknown to the table.
+    ``strength`` is γ. Raises SaeuronError on a concept without an assigned latent or unknown to the table.
     """
+    check_assigned(assignment, concept)
+    latents = torch.full((len(table.timesteps), 1), assignment[concept])
+    return Selection.of(table, concept, latents, strength)
+
+
+def check_assigned(assignment: dict[str, int], concept: str) -> None:
+    """Raise SaeuronError where no latent was assigned to ``concept``."""
     if concept not in assignment:
         raise SaeuronError(
             f"concept {concept!r} has no assigned latent; the nearest that have are {nearest(concept, assignment)}"
         )
-    latents = torch.full((len(table.timesteps), 1), assignment[concept])
-    return Selection.of(table, concept, latents, strength, presence)
 
 
 def _check_enough(concepts: int, n_latents: int) -> None:

@@ -89,14 +89,7 @@ class CompactTable:
             dense.scatter_(1, self.latents[block, row].long(), self.values[field, block, row].float())
         return dense
 
-    def select(
-        self,
-        concept: str,
-        count: int,
-        strength: float = -1.0,
-        per_timestep: bool = True,
-        presence: float | None = None,
-    ) -> Selection:
+    def select(self, concept: str, count: int, strength: float = -1.0, per_timestep: bool = True) -> Selection:
         """The ``count`` latents of highest score, as ``ConceptTable.select``; SaeuronError where it keeps fewer."""
         row = self.row(concept)
         if not 0 <= count <= self.kept:
@@ -105,7 +98,7 @@ class CompactTable:
                 f"give 0 to {self.kept}, or run `score` for a whole table"
             )
         latents = self.latents[0 if per_timestep else 1, row, :, :count].long()
-        return Selection.of(self, concept, latents, strength, presence)
+        return Selection.of(self, concept, latents, strength)
 
     def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         """The tensors and the JSON values of a file that holds this table."""

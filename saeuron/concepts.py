@@ -105,18 +105,11 @@ class ConceptTable:
             torch.maximum(highest, self.sums[other] / self.counts[other, :, None].clamp(min=1), out=highest)
         return highest
 
-    def select(
-        self,
-        concept: str,
-        count: int,
-        strength: float = -1.0,
-        per_timestep: bool = True,
-        presence: float | None = None,
-    ) -> Selection:
+    def select(self, concept: str, count: int, strength: float = -1.0, per_timestep: bool = True) -> Selection:
         """The ``count`` latents of highest score, at each timestep or once for all by the mean score.
 
-        ``strength`` is SAeUron's γ, negative to push the concept away; ``presence`` is `Selection.of`'s. Raises
-        SaeuronError where ``count`` is not between 0 and the number of latents.
+        ``strength`` is SAeUron's γ, negative to push the concept away. Raises SaeuronError where ``count`` is not
+        between 0 and the number of latents.
         """
         if not 0 <= count <= self.n_latents:
             raise SaeuronError(f"the number of latents is {count} and has to lie between 0 and {self.n_latents}")
@@ -125,7 +118,7 @@ class ConceptTable:
             latents = scores.topk(count, dim=-1).indices
         else:
             latents = scores.mean(0).topk(count).indices.expand(len(self.timesteps), count).clone()
-        return Selection.of(self, concept, latents, strength, presence)
+        return Selection.of(self, concept, latents, strength)
 
     def merge(self, other: "ConceptTable") -> None:
         """Add what another process gathered for the same concepts, timesteps and SAE."""

@@ -7,11 +7,13 @@ the caller keeps them. All raise SaeuronError where the tokens' width is not the
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from .autoencoder import SparseAutoencoder
+from .detector import Detector
 from .errors import SaeuronError
 from .selection import Row, Selection
 
@@ -64,7 +66,7 @@ class Ablate(Window):
         weight = _weight(tokens, mask)
         if self.paper_exact:
             return self._published(flat, row, weight).view_as(tokens)
-        active = _active(self.sae, tokens, row)
+        active = self.sae.encode_at(flat, row.latents, row.thresholds)
         rows = ((active > row.thresholds) & (weight != 0)).any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             return tokens
@@ -113,7 +115,7 @@ class Replace(Window):
             return tokens
         row = row.to(tokens.device)
         flat = tokens.reshape(-1, self.sae.d_in)
-        active = _active(self.sae, tokens, row)
+        active = self.sae.encode_at(flat, row.latents, row.thresholds)
         fires = (active > row.thresholds).any(-1).view(tokens.shape[:-1])
         weight = _weight(tokens, mask).expand(len(flat), 1)
         concerned = (fires & ~fires.all(1, keepdim=True)).flatten() & (weight != 0).squeeze(-1)
@@ -143,34 +145,33 @@ class Shift(Window):
 
     Ours. ``f_i`` of the selected latents moves by a difference of means, not by a multiple of itself, so that tokens
     stay apart from each other as they were and the picture keeps its shape; γ = −1 moves the concept's mean to that of
-    its kind. A map shows the concept where the mean activation over its tokens of one of the ``detector``'s latents
-    exceeds its floor (without floors, its ``μ̄``). All other maps leave as they came.
+    its kind. ``detectors`` tell which maps show the concepts, one for each of ``selections``; all judge the map as it
+    came, so that taking one concept out calls up no other. All other maps leave as they came.
     """
 
     sae: SparseAutoencoder
-    selection: Selection
-    detector: Selection
+    selections: Sequence[Selection]
+    detectors: Sequence[Detector]
 
     def __post_init__(self) -> None:
-        _check_belongs(self.sae, self.selection)
-        _check_belongs(self.sae, self.detector)
+        for part in (*self.selections, *self.detectors):
+            _check_belongs(self.sae, part)
 
     def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
         self.sae.check_width(tokens)
-        row, watched = self.selection.at(timestep), self.detector.at(timestep)
-        if len(row.latents) == 0 or len(watched.latents) == 0 or not self.covers(timestep):
+        if not self.covers(timestep):
             return tokens
-        row, watched = row.to(tokens.device), watched.to(tokens.device)
-        if watched.floors is None:
-            watched = replace(watched, floors=watched.thresholds)
+        shows = Detector.shown(self.detectors, self.sae, tokens, timestep)
         flat, weight = tokens.reshape(-1, self.sae.d_in), _weight(tokens, mask)
-        shows = (_active(self.sae, tokens, watched) > 0).any(-1).view(tokens.shape[:-1]).any(1, keepdim=True)
-        concerned = shows.expand(tokens.shape[:-1]).flatten() & (weight != 0).squeeze(-1)
-        rows = concerned.nonzero().squeeze(-1)
+        change = weight * shows.float().repeat_interleave(tokens.shape[1], 0)
+        rows = change.any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             return tokens
-        direction = (row.strengths * (row.means - row.thresholds)) @ self.sae.W_dec[row.latents].float()
-        return _shift(flat, rows, weight.expand(len(flat), 1)[rows], direction[None]).view_as(tokens)
+        directions = torch.stack([self._direction(one.at(timestep).to(tokens.device)) for one in self.selections])
+        return _shift(flat, rows, change[rows], directions).view_as(tokens)
+
+    def _direction(self, row: Row) -> torch.Tensor:
+        return (row.strengths * (row.means - row.thresholds)) @ self.sae.W_dec[row.latents].float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,30 +212,12 @@ class Steer(Window):
         return _shift(flat, rows, change[rows], self.sae.W_dec[latents]).view_as(tokens)
 
 
-def _check_belongs(sae: SparseAutoencoder, selection: Selection) -> None:
+def _check_belongs(sae: SparseAutoencoder, selection: Selection | Detector) -> None:
     if selection.fingerprint != sae.fingerprint:
         raise SaeuronError(
             f"the selection was made with the SAE {selection.fingerprint} and this SAE is "
             f"{sae.fingerprint}: use the SAE and the table that belong together"
         )
-
-
-def _active(sae: SparseAutoencoder, tokens: torch.Tensor, row: Row) -> torch.Tensor:
-    """Activations ``[B·N, m]``, exact over the thresholds; 0 on maps of ``tokens`` that do not show the concept.
-
-    Without competition from other latents activations are only larger, so most maps are ruled out at the price of a
-    few latents.
-    """
-    if row.floors is None:
-        return sae.encode_at(tokens.reshape(-1, sae.d_in), row.latents, row.thresholds)
-    images, length, nothing = *tokens.shape[:2], torch.zeros_like(row.thresholds)
-    most = sae.encode_alone(tokens, row.latents)
-    maybe = (most.mean(1) > row.floors).any(-1).nonzero().squeeze(-1)
-    active = most.new_zeros(images, length, len(row.latents))
-    if len(maybe):
-        exact = sae.encode_at(tokens[maybe].reshape(-1, sae.d_in), row.latents, nothing).view(-1, *active.shape[1:])
-        active = active.index_copy(0, maybe, exact * (exact.mean(1, keepdim=True) > row.floors))
-    return active.flatten(0, 1)
 
 
 def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

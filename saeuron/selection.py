@@ -17,7 +17,6 @@ class Means(Protocol):
 
     def means(self, concept: str) -> torch.Tensor: ...
     def average(self, concept: str) -> torch.Tensor: ...
-    def rival(self, concept: str) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +24,6 @@ class Selection:
     """For each of ``timesteps`` ``[S]``, ``m`` latents with their numbers; every other field is ``[S, m]``.
 
     ``means`` are ``μ(i,t,D_c)``, ``thresholds`` are ``μ̄(i,t)``, ``strengths`` are γ. A latent of −1 is an empty place.
-    Where there are ``floors``, a latent is edited only on maps over whose tokens its mean activation exceeds its
-    floor: on pictures that show the concept, and not wherever one token resembles it.
     """
 
     timesteps: torch.Tensor
@@ -36,28 +33,18 @@ class Selection:
     strengths: torch.Tensor
     concepts: tuple[str, ...]
     fingerprint: str
-    floors: torch.Tensor | None = None
 
     @staticmethod
-    def of(table: "Means", concept: str, latents: torch.Tensor, strength: float, presence: float | None) -> "Selection":
-        """What ``table`` knows of ``latents`` ``[S, m]`` as those of ``concept``.
-
-        ``presence`` puts the floors: 0 at the largest mean that another concept of the kind has, 1 at the concept's
-        own mean, 0.5 halfway.
-        """
-        means, floors = table.means(concept).gather(1, latents), None
-        if presence is not None:
-            other = table.rival(concept).gather(1, latents)
-            floors = other + presence * (means - other)
+    def of(table: "Means", concept: str, latents: torch.Tensor, strength: float) -> "Selection":
+        """What ``table`` knows of ``latents`` ``[S, m]`` as those of ``concept``."""
         return Selection(
             timesteps=table.timesteps,
             latents=latents,
-            means=means,
+            means=table.means(concept).gather(1, latents),
             thresholds=table.average(concept).gather(1, latents),
             strengths=torch.full(latents.shape, float(strength)),
             concepts=(concept,),
             fingerprint=table.fingerprint,
-            floors=floors,
         )
 
     @property
@@ -68,8 +55,7 @@ class Selection:
         """What holds at the recorded timestep nearest to ``timestep``, so that any sampler and step count works."""
         column = int((self.timesteps - float(timestep)).abs().argmin())
         used = self.latents[column] >= 0
-        fields = (self.latents, self.means, self.thresholds, self.strengths, self.floors)
-        return Row(*(None if field is None else field[column][used] for field in fields))
+        return Row(*(field[column][used] for field in (self.latents, self.means, self.thresholds, self.strengths)))
 
     @staticmethod
     def merge(selections: Sequence["Selection"]) -> "Selection":
@@ -84,10 +70,6 @@ class Selection:
         latents = torch.cat([s.latents for s in selections], 1)
         means = torch.cat([s.means for s in selections], 1)
         strengths = torch.cat([s.strengths for s in selections], 1)
-        floors = None
-        if any(s.floors is not None for s in selections):
-            none = [torch.full(s.means.shape, -torch.inf) for s in selections]
-            floors = torch.cat([n if s.floors is None else s.floors for s, n in zip(selections, none, strict=True)], 1)
         force = (means * strengths).abs()
         order = force.argsort(dim=1, descending=True, stable=True)
         latents = latents.gather(1, order)
@@ -100,20 +82,17 @@ class Selection:
             strengths=strengths.gather(1, order),
             concepts=tuple(name for s in selections for name in s.concepts),
             fingerprint=first.fingerprint,
-            floors=None if floors is None else floors.gather(1, order),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One timestep of a selection; every field is ``[m]``, ``floors`` maybe None."""
+    """One timestep of a selection; every field is ``[m]``."""
 
     latents: torch.Tensor
     means: torch.Tensor
     thresholds: torch.Tensor
     strengths: torch.Tensor
-    floors: torch.Tensor | None
 
     def to(self, device: torch.device) -> "Row":
-        fields = (self.latents, self.means, self.thresholds, self.strengths, self.floors)
-        return Row(*(None if field is None else field.to(device) for field in fields))
+        return Row(*(field.to(device) for field in (self.latents, self.means, self.thresholds, self.strengths)))

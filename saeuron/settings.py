@@ -1,13 +1,13 @@
 """How concepts are removed: one Setting a concept, and the edits they come to. Both hosts read the same ones."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .assignment import read_assignment, select_assigned
+from .assignment import check_assigned, read_assignment, select_assigned
 from .autoencoder import SparseAutoencoder
 from .compact import CompactTable
 from .concepts import ConceptTable
+from .detector import Detector
 from .edits import SCALES, Ablate, Replace, Shift
 from .errors import SaeuronError
 from .selection import Selection
@@ -21,8 +21,7 @@ class Setting:
 
     ``edit`` is ``ablate``, ``replace`` (PER, which has no γ) or ``shift``; ``scale`` is Ablate's. ``assigned`` takes
     the one latent that supervised training gave the concept, and no other; under ``shift`` it is what tells the maps
-    that show the concept. ``presence`` limits the edit to such maps, see `Selection`; None edits whichever token
-    fires, as the papers do.
+    that show the concept, and ``presence`` is `Detector.of`'s.
     """
 
     latents: int = 1
@@ -48,14 +47,20 @@ class Setting:
     def select(self, sae: SparseAutoencoder, table: ConceptTable | CompactTable, concept: str) -> Selection:
         """The latents of ``concept`` that this setting means."""
         if self.assigned and self.edit != "shift":
-            return select_assigned(table, read_assignment(sae), concept, self.strength, self.presence)
-        return table.select(concept, self.latents, self.strength, self.per_timestep, self.presence)
+            return select_assigned(table, read_assignment(sae), concept, self.strength)
+        return table.select(concept, self.latents, self.strength, self.per_timestep)
 
-    def detector(self, sae: SparseAutoencoder, table: ConceptTable | CompactTable, concept: str) -> Selection:
-        """The latent that tells the maps that show ``concept``: the assigned one, or that of the best score."""
+    def detector(self, sae: SparseAutoencoder, table: ConceptTable | CompactTable, concept: str) -> Detector:
+        """What tells the maps that show ``concept``: the assigned latents of its kind, or those of the best scores."""
+        table.row(concept)
+        kin = [name for name, kind in table.concepts.items() if kind == table.concepts[concept]]
         if self.assigned:
-            return select_assigned(table, read_assignment(sae), concept, presence=self.presence)
-        return table.select(concept, 1, per_timestep=False, presence=self.presence)
+            assignment = read_assignment(sae)
+            check_assigned(assignment, concept)
+            latents = {name: assignment[name] for name in kin if name in assignment}
+        else:
+            latents = {name: int(table.select(name, 1, per_timestep=False).latents[0, 0]) for name in kin}
+        return Detector.of(table, concept, latents, self.presence)
 
 
 # What the league found best without any search: see docs/methods.md.
@@ -83,22 +88,22 @@ def removal(
     settings: Mapping[str, Setting],
     paper_exact: bool = False,
 ) -> list[Ablate | Replace | Shift]:
-    """The edits that remove every concept in ``settings``: one for all that are ablated or replaced in the same way.
+    """The edits that remove every concept in ``settings``, one for all that are removed in the same way.
 
-    ``paper_exact`` is Ablate's; the published code knows no presence, so a setting's is left out then.
+    ``paper_exact`` is Ablate's.
     """
     table.check_belongs(sae.fingerprint)
-    ways: dict[tuple[str, str], list[Selection]] = {}
-    shifts = []
+    ways: dict[tuple[str, str], list[str]] = {}
     for name, setting in settings.items():
-        if setting.edit == "shift":
-            shifts.append(Shift(sae, setting.select(sae, table, name), setting.detector(sae, table, name)))
-            continue
-        own = dataclasses.replace(setting, presence=None) if paper_exact else setting
-        ways.setdefault((own.edit, own.scale), []).append(own.select(sae, table, name))
-    return shifts + [
-        Replace(sae, Selection.merge(selections))
-        if edit == "replace"
-        else Ablate(sae, Selection.merge(selections), paper_exact, scale)
-        for (edit, scale), selections in ways.items()
-    ]
+        ways.setdefault((setting.edit, setting.scale), []).append(name)
+    edits = []
+    for (edit, scale), names in ways.items():
+        selections = [settings[name].select(sae, table, name) for name in names]
+        if edit == "shift":
+            detectors = [settings[name].detector(sae, table, name) for name in names]
+            edits.append(Shift(sae, selections, detectors))
+        elif edit == "replace":
+            edits.append(Replace(sae, Selection.merge(selections)))
+        else:
+            edits.append(Ablate(sae, Selection.merge(selections), paper_exact, scale))
+    return edits

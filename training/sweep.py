@@ -43,7 +43,8 @@ class Sweep:
     """Remove by the one latent that supervised training assigned; only the strength is searched then. Under shift that
     latent tells the pictures that show the concept."""
     presence: float | None = None
-    """Edit only pictures that show the concept: 0 where it fires as for the nearest other concept, 1 as for its own."""
+    """Under shift, which pictures show the concept: at 0 those where its latent fires more than for the nearest other
+    concept, at 1 more than for its own; default more than on average."""
     paper_exact: bool = False
     """Reproduce the published code's sign of the reconstruction error."""
     latents: tuple[int, ...] = (1, 2, 4, 8)
