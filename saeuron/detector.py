@@ -8,6 +8,7 @@ import torch
 from .autoencoder import SparseAutoencoder
 from .compact import CompactTable
 from .concepts import ConceptTable
+from .selection import nearest_column
 
 SHARE = 0.5
 """A concept is shown where it is at least this strong beside the strongest of its kind."""
@@ -50,32 +51,30 @@ class Detector:
         numbers = torch.tensor([latents[name] for name in names])
         return cls(table.timesteps, numbers, means, floors, table.fingerprint)
 
-    @staticmethod
-    def shown(
-        detectors: Sequence["Detector"], sae: SparseAutoencoder, tokens: torch.Tensor, timestep: float
-    ) -> torch.Tensor:
-        """Which maps of ``tokens`` ``[B, N, d_in]`` show which detector's concept, ``[B, len(detectors)]`` booleans.
 
-        All share one encode. Without competition from other latents activations are only larger, so most maps are
-        ruled out at the price of a few latents.
-        """
-        device = tokens.device
-        numbers = torch.cat([one.latents for one in detectors])
-        latents, places = (found.to(device) for found in numbers.unique(return_inverse=True))
-        places = places.split([len(one.latents) for one in detectors])
-        columns = [int((one.timesteps - float(timestep)).abs().argmin()) for one in detectors]
-        floors = torch.stack([one.floors[n] for one, n in zip(detectors, columns, strict=True)]).to(device)
-        most = sae.encode_alone(tokens, latents).mean(1)[:, torch.stack([place[0] for place in places])]
-        found = most > floors
-        maybe = found.any(-1).nonzero().squeeze(-1)
-        if len(maybe) == 0:
-            return found
-        flat = tokens[maybe].reshape(-1, sae.d_in)
-        activity = sae.encode_at(flat, latents, torch.zeros(len(latents), device=device))
-        activity = activity.view(len(maybe), -1, len(latents)).mean(1)
-        for number, (one, place, column) in enumerate(zip(detectors, places, columns, strict=True)):
-            means, own = one.means[column].to(device), activity[:, place]
-            relative = torch.where(means > 0, own / means, 0)
-            strong = (relative[:, :1] >= SHARE * relative).all(-1)
-            found[maybe, number] = strong & (own[:, 0] > floors[number])
+def shown(detectors: Sequence[Detector], sae: SparseAutoencoder, tokens: torch.Tensor, timestep: float) -> torch.Tensor:
+    """Which maps of ``tokens`` ``[B, N, d_in]`` show which detector's concept, ``[B, len(detectors)]`` booleans.
+
+    All share one encode. Without competition from other latents activations are only larger, so most maps are
+    ruled out at the price of a few latents.
+    """
+    device = tokens.device
+    numbers = torch.cat([one.latents for one in detectors])
+    latents, places = (found.to(device) for found in numbers.unique(return_inverse=True))
+    places = places.split([len(one.latents) for one in detectors])
+    columns = [nearest_column(one.timesteps, timestep) for one in detectors]
+    floors = torch.stack([one.floors[n] for one, n in zip(detectors, columns, strict=True)]).to(device)
+    most = sae.encode_alone(tokens, latents).mean(1)[:, torch.stack([place[0] for place in places])]
+    found = most > floors
+    maybe = found.any(-1).nonzero().squeeze(-1)
+    if len(maybe) == 0:
         return found
+    flat = tokens[maybe].reshape(-1, sae.d_in)
+    activity = sae.encode_at(flat, latents, torch.zeros(len(latents), device=device))
+    activity = activity.view(len(maybe), -1, len(latents)).mean(1)
+    for number, (one, place, column) in enumerate(zip(detectors, places, columns, strict=True)):
+        means, own = one.means[column].to(device), activity[:, place]
+        relative = torch.where(means > 0, own / means, 0)
+        strong = (relative[:, :1] >= SHARE * relative).all(-1)
+        found[maybe, number] = strong & (own[:, 0] > floors[number])
+    return found

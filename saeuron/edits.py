@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .autoencoder import SparseAutoencoder
-from .detector import Detector
+from .detector import Detector, shown
 from .errors import SaeuronError
 from .selection import Row, Selection
 
@@ -161,7 +161,7 @@ class Shift(Window):
         self.sae.check_width(tokens)
         if not self.covers(timestep):
             return tokens
-        shows = Detector.shown(self.detectors, self.sae, tokens, timestep)
+        shows = shown(self.detectors, self.sae, tokens, timestep)
         flat, weight = tokens.reshape(-1, self.sae.d_in), _weight(tokens, mask)
         change = weight * shows.float().repeat_interleave(tokens.shape[1], 0)
         rows = change.any(-1).nonzero().squeeze(-1)

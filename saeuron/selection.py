@@ -53,7 +53,7 @@ class Selection:
 
     def at(self, timestep: float) -> "Row":
         """What holds at the recorded timestep nearest to ``timestep``, so that any sampler and step count works."""
-        column = int((self.timesteps - float(timestep)).abs().argmin())
+        column = nearest_column(self.timesteps, timestep)
         used = self.latents[column] >= 0
         return Row(*(field[column][used] for field in (self.latents, self.means, self.thresholds, self.strengths)))
 
@@ -96,3 +96,8 @@ class Row:
 
     def to(self, device: torch.device) -> "Row":
         return Row(*(field.to(device) for field in (self.latents, self.means, self.thresholds, self.strengths)))
+
+
+def nearest_column(timesteps: torch.Tensor, timestep: float) -> int:
+    """Where in ``timesteps`` the one nearest to ``timestep`` stands."""
+    return int((timesteps - float(timestep)).abs().argmin())

@@ -5,7 +5,7 @@ import torch
 
 from saeuron import ConceptTable, SaeuronError, Setting
 from saeuron.compact import CompactTable
-from saeuron.detector import SHARE, Detector
+from saeuron.detector import SHARE, Detector, shown
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
 LATENTS = {"cat": 3, "dog": 7, "bird": 11}
@@ -34,11 +34,11 @@ def detector(sae, own, others, floor):
 
 def by_hand(sae, tokens, one):
     """The rule in plain words, on the dense code."""
-    shown = []
+    found = []
     for code in sae.encode(tokens).mean(1):
         own, *others = (float(code[latent] / mean) for latent, mean in zip(one.latents, one.means[0], strict=True))
-        shown.append(float(code[one.latents[0]]) > float(one.floors[0]) and all(own >= SHARE * o for o in others))
-    return shown
+        found.append(float(code[one.latents[0]]) > float(one.floors[0]) and all(own >= SHARE * o for o in others))
+    return found
 
 
 @ACTIVATIONS
@@ -49,7 +49,7 @@ def test_a_map_shows_what_fires_over_its_floor_and_beside_its_rivals(make_sae, m
     # Half as large a mean makes a rival about twice as strong beside the concept, where the rule divides.
     rivals = [(number, 0.5 * value) for number, value in zip(others, means, strict=True)]
     one, free = (detector(sae, (own, mean), r, maps[:, own].quantile(0.2)) for r in (rivals, []))
-    both = Detector.shown([one, free], sae, tokens, 901)
+    both = shown([one, free], sae, tokens, 901)
     assert both.T.tolist() == [by_hand(sae, tokens, one), by_hand(sae, tokens, free)]
     # Rivals rule out some of the maps that lie over the floor, and the floor some of all maps.
     assert 0 < both[:, 0].sum() < both[:, 1].sum() < len(tokens)
@@ -62,16 +62,16 @@ def test_a_map_is_judged_alone(make_sae, make_tokens):
     latent = int(maps.mean(0).argmax())
     # Between two maps: matrix products of other sizes may sum in another order.
     one = detector(sae, (latent, 0.2), [], maps[:, latent].sort().values[19:21].mean())
-    alone = torch.cat([Detector.shown([one], sae, own[None], 901) for own in tokens])
-    assert torch.equal(alone, Detector.shown([one], sae, tokens, 901)) and alone.sum() == 20
+    alone = torch.cat([shown([one], sae, own[None], 901) for own in tokens])
+    assert torch.equal(alone, shown([one], sae, tokens, 901)) and alone.sum() == 20
 
 
 def test_a_rival_that_never_fires_under_its_own_concept_is_none(make_sae, make_tokens):
     sae, tokens = make_sae(), make_tokens(10, 12, 16)
     own, other = sae.encode(tokens).mean((0, 1)).topk(2).indices.tolist()
     alone, beside = (detector(sae, (own, 0.2), others, 0.0) for others in ([], [(other, 0.0)]))
-    shown = [Detector.shown([one], sae, tokens, 101) for one in (alone, beside)]
-    assert torch.equal(*shown) and shown[0].any()
+    found = [shown([one], sae, tokens, 101) for one in (alone, beside)]
+    assert torch.equal(*found) and found[0].any()
 
 
 @pytest.mark.parametrize("presence", [0.0, 0.5, 1.0])
