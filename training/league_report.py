@@ -15,7 +15,7 @@ def summaries(rows: Sequence[dict], timing: Mapping[str, dict], methods: Sequenc
     """One row a method and kind, over all targets: fractions, each with a 95 % interval.
 
     UA, IRA and CRA count all pictures of all targets together, with Wilson's interval, as if no two were related. The
-    average's interval adds up those of the three as independent errors.
+    average's interval is made from the three by squaring and adding (MOVER, Zou and Donner 2008), as if independent.
     """
     found = []
     for method in methods:
@@ -29,8 +29,8 @@ def summaries(rows: Sequence[dict], timing: Mapping[str, dict], methods: Sequenc
 def _summary(method: str, kind: str, rows: Sequence[dict], timing: dict) -> dict:
     rates = {name: pooled(row["hits"][name] for row in rows) for name in MEASURES}
     values = [rate.value for rate in rates.values()]
-    halves = [(rate.interval[1] - rate.interval[0]) / 2 for rate in rates.values()]
-    average, spread = sum(values) / 3, math.hypot(*halves) / 3
+    average = sum(values) / 3
+    below, above = (math.hypot(*(rate.value - rate.interval[end] for rate in rates.values())) / 3 for end in (0, 1))
 
     def mean(name: str) -> float:
         return sum(row[name] for row in rows) / len(rows)
@@ -39,7 +39,7 @@ def _summary(method: str, kind: str, rows: Sequence[dict], timing: dict) -> dict
         {"method": method, "kind": kind, "targets": len(rows)}
         | {name: rate.value for name, rate in rates.items()}
         | {f"{name}_interval": list(rate.interval) for name, rate in rates.items()}
-        | {"average": average, "average_interval": [average - spread, average + spread]}
+        | {"average": average, "average_interval": [average - below, average + above]}
         | {name: mean(name) for name in ("collateral", "outside_norm", "outside_dimensions", "confidence")}
         | {"search_images": sum(row["search_images"] for row in rows)}
         | {name: timing[name] for name in ("ms_per_step", "ms_per_step_unedited")}
@@ -184,7 +184,7 @@ def plot(report: dict, path: Path) -> None:
         rows = [row for row in report["rows"] if row["kind"] == kind][::-1]
         places = range(len(rows))
         averages = [100 * row["average"] for row in rows]
-        reach = [100 * row["average"] - 100 * row["average_interval"][0] for row in rows]
+        reach = [[100 * abs(row["average_interval"][end] - row["average"]) for row in rows] for end in (0, 1)]
         axis.barh(places, averages, xerr=reach, color="0.85", ecolor="0.4", label="average")
         for name, marker in zip(MEASURES, "ovs", strict=True):
             axis.scatter([100 * row[name] for row in rows], places, marker=marker, s=22, zorder=3, label=name.upper())
