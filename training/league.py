@@ -52,7 +52,7 @@ class League:
     output: Path = Path("out/league")
     """Folder for league.json, league.md, league.png and all that they are made from."""
     quick: bool = False
-    """A small league in a quarter of an hour: few targets, pictures and steps. Wins over the options below."""
+    """A small league in six minutes: few targets, pictures and steps. Wins over the options below."""
     methods: tuple[str, ...] = ORDER
     """Methods to compare."""
     targets: tuple[str, ...] = ()

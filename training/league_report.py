@@ -190,5 +190,5 @@ def plot(report: dict, path: Path) -> None:
             axis.scatter([100 * row[name] for row in rows], places, marker=marker, s=22, zorder=3, label=name.upper())
         axis.set_yticks(places, [row["method"] for row in rows])
         axis.set(title=f"removing {kind}s", xlabel="percent", xlim=(0, 101))
-        axis.legend(fontsize=7, loc="lower left")
+    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     save_figure(figure, path)
