@@ -146,6 +146,7 @@ def test_comfy_cli_runs_it(server, load, name, tmp_path):
         pytest.skip("no comfy-cli beside ComfyUI's python")
     workflow = load(name)
     titles = [node["_meta"]["title"] for node in workflow.values() if node["class_type"] == "SaveImage"]
+    server.forget()  # as in test_steering_follows_its_mask
     wanted = drawn(server, workflow, *titles)
     prefixes = [workflow[find(workflow, title)]["inputs"]["filename_prefix"] for title in titles]
     folder = server.base / "output"
