@@ -35,7 +35,7 @@ class Cost:
     """Labelled objects."""
     styles: int = 9
     """Labelled styles."""
-    steps: int = 40
+    steps: int = 300
     """Pairs of steps that are timed."""
     threads: int = 1
     """Threads of torch."""
