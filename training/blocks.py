@@ -11,11 +11,12 @@ from .evaluate import evaluate, paired
 from .judging import Sampling
 from .models import load_model
 from .progress import console
+from .progress import console
 from .prompts import read_prompts
 from .record import Record, record
 from .score import Score, score
-from .search import anchor_rows, search
 from .settings import grid
+from .sweep import Bench, anchor_rows, sweep
 from .train import Train, train
 
 
@@ -79,13 +80,14 @@ class Blocks:
                 )
             )
             table = score(Score(sae=place, output=place / "table.safetensors", images=270, bf16=True), sae, pipeline)
-            settings = {}
+            settings, bench = {}, Bench(pipeline, sae, table, sampling)
             for target in self.targets:
                 anchors, anchor_seeds = anchor_rows(
                     read_prompts("tinycanvas:anchor"), table, target, self.search_images, self.seed
                 )
                 candidates = grid(list(self.latents), list(self.strengths), [True, False])
-                settings[target] = search(pipeline, sae, table, target, candidates, anchors, anchor_seeds, sampling)
+                journal = self.output / "sweep.journal"
+                settings[target], _ = sweep(bench, target, candidates, anchors, anchor_seeds, journal, seed=self.seed)
             report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
             results.append({"hookpoint": name, "fvu": sae.metrics["fvu"]} | report)
             write_json(self.output / "blocks.json", {"blocks": results})

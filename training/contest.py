@@ -25,8 +25,7 @@ from .models import load_model, variant
 from .oracle import retrained
 from .probes import Look, Outside, Ranges, look
 from .prompts import read_prompts
-from .search import anchor_rows
-from .sweep import Bench, sweep
+from .sweep import Bench, anchor_rows, sweep
 
 if TYPE_CHECKING:
     from .league import Job, League

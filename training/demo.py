@@ -27,8 +27,8 @@ from .progress import console
 from .prompts import concepts, read_prompts
 from .record import Record, record
 from .score import Score, score
-from .search import anchor_rows, search
 from .settings import write_settings
+from .sweep import Bench, anchor_rows, sweep
 from .train import Train, train
 
 CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
@@ -167,12 +167,14 @@ def tune(
     config: Demo, pipeline: StableDiffusionPipeline, sae: SparseAutoencoder, table: ConceptTable, sampling: Sampling
 ) -> dict[str, Setting]:
     """The best setting of each target on anchor prompts, which the evaluation never sees."""
-    settings = {}
+    settings, bench = {}, Bench(pipeline, sae, table, sampling)
     for name in config.targets:
         rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, name, config.search_images, config.seed + 3)
         own = default_setting(sae, table.concepts[name])
         candidates = [dataclasses.replace(own, strength=strength) for strength in config.strengths]
-        settings[name] = search(pipeline, sae, table, name, candidates, rows, seeds, sampling)
+        settings[name], _ = sweep(
+            bench, name, candidates, rows, seeds, config.output / "sweep.journal", seed=config.seed
+        )
     return settings
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from .judging import KINDS, Rate, Sampling, draw_all, judge_tinycanvas, measures
 from .models import check_fits, load_model
 from .progress import console
 from .prompts import read_labelled
-from .search import anchor_rows
 from .settings import grid, write_settings
 
 SEARCHED = ("latents", "strength", "per_timestep")
@@ -126,6 +126,23 @@ def candidates(config: Sweep, sae: SparseAutoencoder) -> list[Setting]:
     if not found:
         raise SaeuronError("there is nothing to try: give --latents, --strengths and --per-timestep")
     return found[:1] if config.edit == "replace" else found
+
+
+def anchor_rows(
+    rows: Sequence[dict], table: ConceptTable, target: str, images: int, seed: int
+) -> tuple[list[dict], list[int]]:
+    """Prompts and seeds for ``images`` pictures: a third show the target, the rest spread over the other prompts."""
+    if images < 2:
+        raise SaeuronError(f"a search draws at least 2 pictures a setting, and {images} is fewer")
+    kind = table.concepts[target] if target in table.concepts else table.row(target)
+    shuffled = random.Random(seed).sample(list(rows), len(rows))
+    own = [row for row in shuffled if row[kind] == target]
+    others = [row for row in shuffled if row[kind] != target]
+    if not own or not others:
+        raise SaeuronError(f"the prompts need some that show {target!r} and some that do not")
+    third = max(images // 3, 1)
+    picked = [own[n % len(own)] for n in range(third)] + [others[n % len(others)] for n in range(images - third)]
+    return picked, [seed * 1_000_003 + n for n in range(len(picked))]
 
 
 def sweep(

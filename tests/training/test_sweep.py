@@ -5,9 +5,11 @@ import torch
 
 import training.sweep
 from saeuron import SaeuronError, Setting, save_sae
+from training.evaluate import paired
 from training.judging import Sampling, Verdicts
+from training.prompts import read_prompts
 from training.settings import grid, read_settings
-from training.sweep import Bench, Sweep, sweep
+from training.sweep import Bench, Sweep, anchor_rows, sweep
 
 ROWS = [{"prompt": name, "object": name, "style": "plain"} for name in ("star",) * 6 + ("heart", "moon") * 6]
 SEEDS = list(range(len(ROWS)))
@@ -176,3 +178,48 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(recipe, options, 
     with pytest.raises(SaeuronError, match=complaint):
         recipe(**options).run()
     assert not recipe().output.exists()
+
+
+@pytest.fixture
+def table(make_sae, make_table):
+    return make_table(make_sae())
+
+
+@pytest.mark.parametrize(("target", "kind"), [("neon", "style"), ("star", "object"), ("plain", "style")])
+@pytest.mark.parametrize("images", [2, 3, 45, 400])
+def test_a_third_of_the_pictures_show_the_target_and_the_rest_do_not(table, target, kind, images):
+    rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, target, images, seed=3)
+    assert len(rows) == len(seeds) == len(set(seeds)) == images
+    assert sum(row[kind] == target for row in rows) == max(images // 3, 1)
+
+
+@pytest.mark.parametrize("target", ["neon", "star"])
+def test_neither_prompts_nor_seeds_of_the_evaluation_are_searched_on(table, target):
+    judged, judged_seeds = paired(read_prompts("tinycanvas:evaluation"), 5, 188)
+    rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, target, 600, seed=3)
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in judged}
+    assert not set(seeds) & set(judged_seeds)
+
+
+def test_bystanders_are_many_and_each_prompt_comes_once_before_any_comes_twice(table):
+    rows, _ = anchor_rows(read_prompts("tinycanvas:anchor"), table, "neon", 90, seed=3)
+    others = [row for row in rows if row["style"] != "neon"]
+    assert len({row["prompt"] for row in others}) == 60
+    assert {row["style"] for row in others} == {row["style"] for row in read_prompts("tinycanvas:anchor")} - {"neon"}
+
+
+def test_the_choice_of_prompts_depends_on_the_seed_alone(table):
+    rows = read_prompts("tinycanvas:anchor")
+    assert anchor_rows(rows, table, "neon", 30, 1) == anchor_rows(rows, table, "neon", 30, 1)
+    assert anchor_rows(rows, table, "neon", 30, 1) != anchor_rows(rows, table, "neon", 30, 2)
+
+
+def test_a_target_that_cannot_be_searched_is_refused(table):
+    rows = read_prompts("tinycanvas:anchor")
+    with pytest.raises(SaeuronError, match="the nearest are neon"):
+        anchor_rows(rows, table, "neonn", 30, 0)
+    for some in ([row for row in rows if row["style"] == "neon"], [row for row in rows if row["style"] != "neon"]):
+        with pytest.raises(SaeuronError, match="some that show 'neon' and some that do not"):
+            anchor_rows(some, table, "neon", 30, 0)
+    with pytest.raises(SaeuronError, match="at least 2 pictures"):
+        anchor_rows(rows, table, "neon", 1, 0)
