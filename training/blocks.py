@@ -11,7 +11,6 @@ from .evaluate import evaluate, paired
 from .judging import Sampling
 from .models import load_model
 from .progress import console
-from .progress import console
 from .prompts import read_prompts
 from .record import Record, record
 from .score import Score, score
