@@ -16,8 +16,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..saeuron import Hookpoint, SaeuronError, Selection, SparseAutoencoder
-from ..saeuron.edits import Ablate
+from ..saeuron import Hookpoint, SaeuronError, SparseAutoencoder
+from ..saeuron.edits import join
 from ..saeuron.errors import nearest
 from ..saeuron.hookpoints import to_maps, to_tokens
 
@@ -123,21 +123,14 @@ def _block(base: torch.nn.Module, hookpoint: Hookpoint) -> torch.nn.Module:
 
 
 def _with(patches: tuple[Patch, ...], new: Patch) -> tuple[Patch, ...]:
-    """``patches`` and ``new``; two ablations alike in all but their concepts become one, which costs one encode."""
+    """``patches`` and ``new``; two edits alike in all but their concepts become one, which costs one encode."""
     for index, old in enumerate(patches):
-        both = (old.edit, new.edit)
-        alike = all(type(edit) is Ablate for edit in both) and old.mask is new.mask
+        alike = old.edit is not None and new.edit is not None and old.mask is new.mask
         alike = alike and all(getattr(old, n) == getattr(new, n) for n in ("hookpoint", "applies_to", "start", "end"))
-        if alike and _mergeable(*both):
-            merged = replace(old.edit, selection=Selection.merge([old.edit.selection, new.edit.selection]))
-            return (*patches[:index], replace(old, edit=merged), *patches[index + 1 :])
+        edit = join(old.edit, new.edit) if alike else None
+        if edit is not None:
+            return (*patches[:index], replace(old, edit=edit), *patches[index + 1 :])
     return (*patches, new)
-
-
-def _mergeable(one: Ablate, other: Ablate) -> bool:
-    options = [{k: v for k, v in vars(edit).items() if k not in ("sae", "selection")} for edit in (one, other)]
-    same_table = torch.equal(one.selection.timesteps, other.selection.timesteps)
-    return one.selection.fingerprint == other.selection.fingerprint and same_table and options[0] == options[1]
 
 
 def _around_sampling(patches: tuple[Patch, ...]) -> Callable:

@@ -8,7 +8,7 @@ the caller keeps them. All raise SaeuronError where the tokens' width is not the
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -210,6 +210,25 @@ class Steer(Window):
         if len(rows) == 0:
             return tokens
         return _shift(flat, rows, change[rows], self.sae.W_dec[latents]).view_as(tokens)
+
+
+def join(one: Window, other: Window) -> Window | None:
+    """Two edits as one that costs one encode, or None where they differ in more than their concepts."""
+    if type(one) is not type(other) or one.sae.fingerprint != other.sae.fingerprint or _options(one) != _options(other):
+        return None
+    if isinstance(one, Ablate) and torch.equal(one.selection.timesteps, other.selection.timesteps):
+        return replace(one, selection=Selection.merge([one.selection, other.selection]))
+    if isinstance(one, Shift):
+        selections = [*one.selections, *other.selections]
+        names = [name for selection in selections for name in selection.concepts]
+        if len(set(names)) == len(names):
+            return replace(one, selections=selections, detectors=[*one.detectors, *other.detectors])
+    return None
+
+
+def _options(edit: Window) -> dict[str, object]:
+    concerned = ("sae", "selection", "selections", "detectors")
+    return {name: value for name, value in vars(edit).items() if name not in concerned}
 
 
 def _check_belongs(sae: SparseAutoencoder, selection: Selection | Detector) -> None:

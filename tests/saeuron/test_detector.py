@@ -26,10 +26,8 @@ def table_of(fingerprint, n_latents=64):
 def detector(sae, own, others, floor):
     """Detects latent ``own``, given as (number, mean), beside ``others``."""
     numbers, means = zip(own, *others, strict=True)
-    shape = torch.ones(2, 1)
-    return Detector(
-        torch.tensor([901, 101]), torch.tensor(numbers), shape * torch.tensor(means), floor * shape[:, 0], ""
-    )
+    timesteps, means = torch.tensor([901, 101]), torch.tensor(means).expand(2, -1)
+    return Detector(timesteps, torch.tensor(numbers), means, torch.full((2,), float(floor)), sae.fingerprint)
 
 
 def by_hand(sae, tokens, one):

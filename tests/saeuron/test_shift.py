@@ -7,6 +7,7 @@ import torch
 
 from saeuron import ConceptTable, SaeuronError, Selection, Setting, Shift, default_setting, removal
 from saeuron.detector import Detector
+from saeuron.edits import join
 
 ACTIVATIONS = pytest.mark.parametrize("options", [{}, {"activation": "batch_topk", "threshold": 1.2}], ids=str)
 # The same terms summed in another order, in float32 and in float64.
@@ -67,6 +68,15 @@ def test_several_concepts_are_judged_on_the_map_as_it_came(case):
     expected = tokens + (one(tokens, 901) - tokens) + (two(tokens, 901) - tokens)
     # Differences of numbers near 100 with float32's 7 digits.
     torch.testing.assert_close(both(tokens, 901), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_two_shifts_of_different_concepts_join(case):
+    edit, sae, tokens, _ = case({})
+    dog = replace(selected(sae, [9], [0.7], [0.2]), concepts=("dog",))
+    other = Shift(sae, [dog], edit.detectors)
+    together = Shift(sae, [*edit.selections, dog], edit.detectors * 2)
+    assert torch.equal(join(edit, other)(tokens, 901), together(tokens, 901))
+    assert join(edit, edit) is None and join(edit, replace(other, start=500)) is None
 
 
 def test_a_mask_moves_each_token_that_far(case):

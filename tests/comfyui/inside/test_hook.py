@@ -1,7 +1,5 @@
 """The hook in a real ComfyUI: every way of sampling, and nothing left behind."""
 
-from functools import partial
-
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -188,9 +186,10 @@ def test_a_mask_that_does_not_fit_is_refused_before_sampling(tinycanvas, neon, s
     assert hooks_left(tinycanvas[0]) == 0
 
 
-def test_two_patches_alike_share_one_encode(tinycanvas, neon, sample, pack):
-    ablate = partial(neon, mode="ablate")
-    one, two = ablate(tinycanvas[0], "neon, star"), ablate(ablate(tinycanvas[0]), "star")
+@pytest.mark.parametrize("mode", ["tuned", "ablate"])
+def test_two_patches_alike_share_one_encode(tinycanvas, neon, sample, pack, mode):
+    one = neon(tinycanvas[0], "neon, star", mode=mode)
+    two = neon(neon(tinycanvas[0], mode=mode), "star", mode=mode)
     assert len(two.get_attachment(pack("hook").KEY)) == 1
     assert torch.equal(sample(one), sample(two))
 
