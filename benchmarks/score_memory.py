@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from saeuron import ConceptTable, SparseAutoencoder
-from training.score import image_means
+from training.sae.score import image_means
 
 LIMIT = 400  # MB, beside the model
 

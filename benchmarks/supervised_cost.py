@@ -13,8 +13,8 @@ import tyro
 
 from saeuron import assign_at_random
 from saeuron.recording import Tokens
-from training.supervised import Supervision, Weights, supervised_losses
-from training.trainer import TrainingAutoencoder
+from training.sae.supervise import Supervision, Weights, supervised_losses
+from training.sae.trainer import TrainingAutoencoder
 
 
 @dataclass

@@ -7,9 +7,10 @@ def extension():
 
     class SAeUronExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
-            from . import files, routes
+            from . import routes
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
+            from .host import files
             from .loader import SaeLoader
             from .patches import FeatureAblatePatch, FeatureSteerPatch
             from .recorder import ActivationRecorder

@@ -6,8 +6,8 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..saeuron import ConceptTable, SaeuronError, Setting, default_setting
-from . import files
-from .sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept, schema
+from .host import files
+from .host.sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept, schema
 
 FROM_FILE = "from SAE file"
 

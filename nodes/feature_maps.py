@@ -9,9 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..saeuron import SaeuronError, SparseAutoencoder
-from .hook import Patch, Place, attach, check_width, find, on_device
+from .host.hook import Patch, Place, attach, check_width, find, on_device
+from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, check_concept, schema
 from .patches import parse_latents
-from .sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, check_concept, schema
 
 
 @dataclass(eq=False)

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..saeuron import Hookpoint, SaeuronError
 from ..saeuron.checkpoints import Bundle, load_bundle
-from . import files
-from .sockets import ADVANCED, CATEGORY, LoadedSae, Sae, schema
+from .host import files
+from .host.sockets import ADVANCED, CATEGORY, LoadedSae, Sae, schema
 
 SITES = ("from file", "output", "residual")
 

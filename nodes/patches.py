@@ -7,8 +7,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..saeuron import SaeuronError, Steer, removal
-from .hook import APPLIES_TO, Patch, attach
-from .sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
+from .host.hook import APPLIES_TO, Patch, attach
+from .host.sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
 
 WAYS = {
     "tuned": {},

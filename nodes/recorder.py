@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
 from ..saeuron.hookpoints import SITES
 from ..saeuron.recording import Tokens, bytes_per_token
-from .hook import Patch, Place, attach, find
-from .sockets import CATEGORY, schema
+from .host.hook import Patch, Place, attach, find
+from .host.sockets import CATEGORY, schema
 
 
 class ActivationRecorder(io.ComfyNode):

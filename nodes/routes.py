@@ -4,8 +4,8 @@ import asyncio
 
 from ..saeuron import ConceptTable, SaeuronError
 from ..saeuron.checkpoints import load_bundle
-from . import files
 from .concepts import FROM_FILE
+from .host import files
 
 
 def register() -> None:

@@ -17,7 +17,7 @@ import torch
 from comfy_api.latest import io
 from torch import nn
 
-from .sockets import CATEGORY, schema
+from .host.sockets import CATEGORY, schema
 
 WEIGHTS = Path(__file__).parents[1] / "tinycanvas" / "weights"
 DOWNSCALE = 2

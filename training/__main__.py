@@ -11,24 +11,24 @@ from rich.markup import escape
 
 from saeuron import SaeuronError
 
-from .attack import Attack
-from .blocks import Blocks
-from .convert import Convert
-from .demo import Demo
-from .distributed import processes
-from .evaluate import Evaluate
-from .generate import Generate
-from .hookpoints import Hookpoints
-from .hub import Pull, Push
-from .league import League
-from .nudity import Nudity
-from .oracle import Oracle
-from .progress import console
-from .record import Record
-from .score import Score
-from .sweep import Sweep
-from .train import Train
-from .unlearncanvas import UnlearnCanvas
+from .common.processes import processes
+from .common.progress import console
+from .diffusion.hookpoints import Hookpoints
+from .evaluation.attack import Attack
+from .evaluation.evaluate import Evaluate
+from .evaluation.generate import Generate
+from .evaluation.nudity import Nudity
+from .evaluation.sweep import Sweep
+from .evaluation.unlearncanvas import UnlearnCanvas
+from .league.blocks import Blocks
+from .league.demo import Demo
+from .league.league import League
+from .league.oracle import Oracle
+from .sae.record import Record
+from .sae.score import Score
+from .sae.train import Train
+from .sharing.convert import Convert
+from .sharing.hub import Pull, Push
 
 COMMANDS = {
     "record": Record,

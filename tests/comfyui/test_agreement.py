@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from saeuron import Setting, load_sae, removal
 from saeuron.checkpoints import load_bundle
-from training.host import editing, generate, hooked
-from training.judging import judge_tinycanvas
-from training.models import load_model
+from training.diffusion.hook import editing, hooked
+from training.diffusion.load import load_model
+from training.diffusion.sampling import generate
+from training.evaluation.judges import judge_tinycanvas
 
 INSIDE = Path(__file__).parent / "inside"
 # The file is tuned to choose latents once for all timesteps, and so does the node.

@@ -15,7 +15,7 @@ from benchmarks.ldm import Size
 from benchmarks.random_sd15 import write
 from saeuron import ConceptTable, Hookpoint, SparseAutoencoder
 from tinycanvas.drawing import OBJECTS, STYLES
-from training.models import load_model
+from training.diffusion.load import load_model
 
 ROOT = Path(__file__).parents[2]
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")

@@ -28,7 +28,7 @@ def load_pack():
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
-    importlib.import_module(f"{PACK}.nodes.files").register()
+    importlib.import_module(f"{PACK}.nodes.host.files").register()
 
 
 if inside:
@@ -37,7 +37,7 @@ if inside:
 
 @pytest.fixture(scope="session")
 def pack():
-    """``pack("hook")`` is the module ``nodes/hook.py`` of the pack, ``pack("saeuron.edits", "")`` another of its."""
+    """``pack("host.hook")`` is the module ``nodes/host/hook.py``; with ``""`` behind it, of any folder."""
     return lambda name, folder="nodes.": importlib.import_module(f"{PACK}.{folder}{name}")
 
 

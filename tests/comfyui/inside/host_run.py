@@ -42,7 +42,7 @@ def main(output: str) -> None:
     sae = pack("loader").SaeLoader.execute("tinycanvas.safetensors").args[0]
     chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 0, 0.0).args[0]
     edited = pack("patches").FeatureAblatePatch.execute(model, sae, chosen, mode="tuned", strength=1.0).args[0]
-    hook, results = pack("hook"), {}
+    hook, results = pack("host.hook"), {}
     for name, host in (("plain", model), ("edited", edited)):
         for index, prompt in enumerate(PROMPTS):
             keep = Keep()

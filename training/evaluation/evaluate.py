@@ -1,0 +1,151 @@
+"""``evaluate``: how well concepts are gone and how well the others stay. Several processes draw a part each."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder, load_sae, removal
+from saeuron.files import write_json, write_text
+
+from ..common.config import save_config
+from ..common.processes import is_main, own_device, share, whole
+from ..common.progress import console, track
+from ..common.prompts import read_labelled
+from ..common.settings import settings_of
+from ..diffusion.hook import Edit
+from ..diffusion.load import check_fits, load_model
+from ..diffusion.sampling import Sampling, draw_all
+from .judges import judge_tinycanvas
+from .measures import KINDS, Rate, Verdicts, measures
+
+
+@dataclass
+class Evaluate:
+    """Remove each target in turn and count what TinyCanvas's judge finds: UA, IRA, CRA with 95 % intervals."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    output: Path
+    """Folder for evaluation.json and evaluation.md."""
+    targets: tuple[str, ...] = ()
+    """Concepts to remove, one after another; default all of the settings file."""
+    settings: Path | None = None
+    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
+    latents: int = 1
+    """Latents removed per concept and timestep (τ)."""
+    strength: float = -1.0
+    """Multiplier of the removed latents (γ)."""
+    per_timestep: bool = True
+    """Choose latents at each timestep, or once for all."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    prompts: str = "tinycanvas:evaluation"
+    """Labelled prompts that are judged."""
+    seeds: int = 5
+    """Pictures of each prompt."""
+    seed: int = 188
+    """First seed."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    batch: int = 30
+    """Pictures drawn at once."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        device = own_device(self.device)
+        sae, table = load_sae(self.sae).to(device), ConceptTable.load(self.table)
+        settings = settings_of(self.targets, self.settings, Setting(self.latents, self.strength, self.per_timestep))
+        for name in settings:
+            table.row(name)
+        pipeline = load_model("tinycanvas", device, self.sampler)
+        check_fits(sae, pipeline)
+        rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)
+        sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
+        report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling, self.paper_exact)
+        if is_main():
+            save_config(self, self.output)
+            write_json(self.output / "evaluation.json", report)
+            write_text(self.output / "evaluation.md", markdown(report))
+            console.print(markdown(report))
+
+
+def paired(rows: list[dict], copies: int, first: int) -> tuple[list[dict], list[int]]:
+    """Every prompt ``copies`` times, and a seed for each picture that no other picture has."""
+    if copies < 1:
+        raise SaeuronError("--seeds has to be at least 1")
+    repeated = [row for _ in range(copies) for row in rows]
+    return repeated, [first * 1_000_003 + n for n in range(len(repeated))]
+
+
+def evaluate(
+    pipeline: StableDiffusionPipeline,
+    sae: SparseAutoencoder,
+    table: ConceptTable,
+    settings: dict[str, Setting],
+    rows: list[dict],
+    seeds: list[int],
+    sampling: Sampling,
+    paper_exact: bool = False,
+) -> dict:
+    """Base accuracies of the unedited model, and UA, IRA, CRA of each target on the same seeds."""
+    edits = {name: removal(sae, table, {name: setting}, paper_exact) for name, setting in settings.items()}
+    base = _verdicts(pipeline, rows, seeds, sampling)
+    targets = []
+    for name, chain in track(list(edits.items()), "evaluating"):
+        verdicts = _verdicts(pipeline, rows, seeds, sampling, {sae.hookpoint: chain})
+        kind = table.concepts[name]
+        rates = measures(verdicts, name, kind)
+        targets.append(
+            {"name": name, "kind": kind}
+            | {key: rate.value for key, rate in rates.items()}
+            | {f"{key}_interval": rate.interval for key, rate in rates.items()}
+            | {"setting": dataclasses.asdict(settings[name])}
+        )
+    return {
+        "images": len(rows),
+        "base": {kind: base.accuracy(kind) for kind in base.asked},
+        "base_interval": {kind: Rate(sum(base.right(kind)), len(rows)).interval for kind in base.asked},
+        "targets": targets,
+    }
+
+
+def _verdicts(
+    pipeline: StableDiffusionPipeline,
+    rows: list[dict],
+    seeds: list[int],
+    sampling: Sampling,
+    edits: Mapping[Hookpoint, Sequence[Edit]] | None = None,
+) -> Verdicts:
+    """What the judge finds in all pictures, of which this process draws its share."""
+    own, found = share(rows), {kind: [] for kind in KINDS}
+    if own:
+        found = judge_tinycanvas(draw_all(pipeline, own, share(seeds), sampling, edits), own).found
+    asked = {kind: [row[kind] for row in rows] for kind in KINDS}
+    return Verdicts(asked, {kind: whole(names) for kind, names in found.items()})
+
+
+def markdown(report: dict) -> str:
+    """The report as a Markdown table, in percent with 95 % intervals."""
+
+    def cell(target: dict, key: str) -> str:
+        low, high = target[f"{key}_interval"]
+        return f"{target[key]:.1%} ({low:.1%} – {high:.1%})"
+
+    lines = ["| removed | kind | UA | IRA | CRA |", "|---|---|---|---|---|"]
+    for target in report["targets"]:
+        cells = [cell(target, key) for key in ("ua", "ira", "cra")]
+        lines.append(f"| {target['name']} | {target['kind']} | {' | '.join(cells)} |")
+    base = ", ".join(f"{kind} {value:.1%}" for kind, value in report["base"].items())
+    return "\n".join([*lines, "", f"Unedited model on the same {report['images']} seeds: {base}.", ""])

@@ -1,0 +1,243 @@
+"""``sweep``: the number of latents and the strength for each concept, searched on anchor prompts with optuna."""
+
+import dataclasses
+import hashlib
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, load_sae, read_assignment, removal
+from saeuron.settings import check_ways
+
+from ..common.config import save_config
+from ..common.progress import console
+from ..common.prompts import read_labelled
+from ..common.settings import write_settings
+from ..diffusion.load import check_fits, load_model
+from ..diffusion.sampling import Sampling, draw_all
+from .judges import judge_tinycanvas
+from .measures import KINDS, Rate, measures
+
+SEARCHED = ("latents", "strength", "per_timestep")
+
+
+def grid(
+    latents: list[int], strengths: list[float], per_timestep: list[bool], presence: float | None = None
+) -> list[Setting]:
+    return [Setting(*values, presence=presence) for values in itertools.product(latents, strengths, per_timestep)]
+
+
+@dataclass
+class Sweep:
+    """Search the setting of each target on anchor prompts: the best worst of UA, IRA and CRA. Resumes where it was."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    output: Path
+    """Folder for settings.json and the journal of what was tried."""
+    targets: tuple[str, ...]
+    """Concepts to find settings for."""
+    edit: str = "ablate"
+    """ablate, shift, or replace (PER), which has nothing to search and costs no picture."""
+    scale: str = "mean"
+    """What γ is multiplied with: mean (SAeUron) or norm (SAEmnesia's variant)."""
+    assigned: bool = False
+    """Remove by the one latent that supervised training assigned; only the strength is searched then. Under shift that
+    latent tells the pictures that show the concept."""
+    presence: float | None = None
+    """Under shift, which pictures show the concept: at 0 those where its latent fires more than for the nearest other
+    concept, at 1 more than for its own; default more than on average."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    latents: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of latents to try (τ)."""
+    strengths: tuple[float, ...] = (-1.0, -3.0, -10.0, -30.0)
+    """Multipliers to try (γ)."""
+    per_timestep: tuple[bool, ...] = (True, False)
+    """Choices to try: latents chosen at each timestep, or once for all."""
+    trials: int | None = None
+    """Settings tried per concept, chosen by a tree-structured Parzen estimator; default all there are, in order."""
+    images: int = 60
+    """Anchor pictures per setting, a third of them of the target. A hopeless setting is given up after a third."""
+    prompts: str = "tinycanvas:anchor"
+    """Labelled prompts. Never those that are evaluated."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale."""
+    batch: int = 30
+    """Pictures drawn at once."""
+    seed: int = 3
+    """Seed of the choice of prompts, of the pictures and of the search."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        sae, table = load_sae(self.sae).to(self.device), ConceptTable.load(self.table)
+        found = candidates(self, sae)
+        rows = read_labelled(self.prompts, KINDS)
+        anchors = {name: anchor_rows(rows, table, name, self.images, self.seed) for name in self.targets}
+        for name in self.targets:
+            removal(sae, table, {name: found[0]})
+        pipeline = load_model("tinycanvas", self.device)
+        check_fits(sae, pipeline)
+        sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
+        save_config(self, self.output)
+        settings, images = {}, 0
+        for name, (shown, seeds) in anchors.items():
+            settings[name], cost = sweep(
+                Bench(pipeline, sae, table, sampling, self.paper_exact),
+                name,
+                found,
+                shown,
+                seeds,
+                self.output / "sweep.journal",
+                self.trials,
+                self.seed,
+            )
+            images += cost
+        path = self.output / "settings.json"
+        write_settings(path, settings, images=images, fingerprint=sae.fingerprint, paper_exact=self.paper_exact)
+        console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What settings are tried on."""
+
+    pipeline: StableDiffusionPipeline
+    sae: SparseAutoencoder
+    table: ConceptTable
+    sampling: Sampling
+    paper_exact: bool = False
+
+
+def candidates(config: Sweep, sae: SparseAutoencoder) -> list[Setting]:
+    """Every setting that ``config`` allows; a single one where the edit has nothing to search."""
+    check_ways(config.edit, config.scale)
+    if config.assigned:
+        read_assignment(sae)
+    one = config.assigned and config.edit != "shift"
+    latents, per_timestep = ([1], [True]) if one else (list(config.latents), list(config.per_timestep))
+    found = [
+        dataclasses.replace(setting, edit=config.edit, scale=config.scale, assigned=config.assigned)
+        for setting in grid(latents, list(config.strengths), per_timestep, config.presence)
+    ]
+    if not found:
+        raise SaeuronError("there is nothing to try: give --latents, --strengths and --per-timestep")
+    return found[:1] if config.edit == "replace" else found
+
+
+def anchor_rows(
+    rows: Sequence[dict], table: ConceptTable, target: str, images: int, seed: int
+) -> tuple[list[dict], list[int]]:
+    """Prompts and seeds for ``images`` pictures: a third show the target, the rest spread over the other prompts."""
+    if images < 2:
+        raise SaeuronError(f"a search draws at least 2 pictures a setting, and {images} is fewer")
+    kind = table.concepts[target] if target in table.concepts else table.row(target)
+    shuffled = random.Random(seed).sample(list(rows), len(rows))
+    own = [row for row in shuffled if row[kind] == target]
+    others = [row for row in shuffled if row[kind] != target]
+    if not own or not others:
+        raise SaeuronError(f"the prompts need some that show {target!r} and some that do not")
+    third = max(images // 3, 1)
+    picked = [own[n % len(own)] for n in range(third)] + [others[n % len(others)] for n in range(images - third)]
+    return picked, [seed * 1_000_003 + n for n in range(len(picked))]
+
+
+def sweep(
+    bench: Bench,
+    target: str,
+    settings: Sequence[Setting],
+    rows: Sequence[dict],
+    seeds: Sequence[int],
+    journal: Path,
+    trials: int | None = None,
+    seed: int = 0,
+) -> tuple[Setting, int]:
+    """The setting whose worst of UA, IRA and CRA is best, their mean deciding between equals; and the images it cost.
+
+    ``journal`` holds what was tried; the same call continues there, and a finished search is only read from it. All
+    ``settings`` are tried in order, or ``trials`` of them that optuna's TPE picks. A setting is given up after a third
+    of its pictures where one of its measures lies, with its 95 % interval, under the best worst measure so far.
+    """
+    if len(settings) == 1:
+        return settings[0], 0
+    import optuna
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    name = f"{target}-{_identity(bench, settings, rows, seeds, trials, seed)}"
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    choices = {field: sorted({getattr(setting, field) for setting in settings}) for field in SEARCHED}
+    order = [n for third in range(3) for n in range(third, len(rows), 3)]
+    rows, seeds = [rows[n] for n in order], [seeds[n] for n in order]
+    first = -(-len(rows) // 3)
+
+    def finished(*states: TrialState) -> list[optuna.trial.FrozenTrial]:
+        return study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE, TrialState.PRUNED))
+
+    def objective(trial: optuna.Trial) -> float:
+        values = {field: trial.suggest_categorical(field, choices[field]) for field in SEARCHED}
+        for known in finished():
+            if known.params == values:  # TPE may ask twice; the answer is free
+                trial.set_user_attr("images", 0)
+                if known.state == TrialState.PRUNED:
+                    raise optuna.TrialPruned
+                return known.value
+        setting = dataclasses.replace(settings[0], **values)
+        best = max((done.value for done in finished(TrialState.COMPLETE)), default=-1.0)
+        images = _draw(bench, target, setting, rows[:first], seeds[:first])
+        rates = _rates(bench, target, images, rows[:first])
+        if any(rate.interval[1] < best for rate in rates):
+            _tell(trial, target, setting, rates, first)
+            raise optuna.TrialPruned
+        images = torch.cat([images, _draw(bench, target, setting, rows[first:], seeds[first:])])
+        rates = _rates(bench, target, images, rows)
+        _tell(trial, target, setting, rates, len(rows))
+        found = [rate.value for rate in rates]
+        return min(found) + sum(found) / 3000
+
+    wanted = min(trials or len(settings), len(settings))
+    while (done := len(finished())) < wanted:
+        study.sampler = optuna.samplers.TPESampler(seed=seed + done)  # so that it can go on as if never interrupted
+        if wanted == len(settings) and not finished(TrialState.WAITING):
+            study.enqueue_trial({field: getattr(settings[done], field) for field in SEARCHED})
+        study.optimize(objective, n_trials=1)
+    best = max(finished(TrialState.COMPLETE), key=lambda trial: trial.value)
+    images = sum(trial.user_attrs["images"] for trial in finished())
+    return dataclasses.replace(settings[0], **best.params), images
+
+
+def _draw(bench: Bench, target: str, setting: Setting, rows: Sequence[dict], seeds: Sequence[int]) -> torch.Tensor:
+    chain = removal(bench.sae, bench.table, {target: setting}, bench.paper_exact)
+    return draw_all(bench.pipeline, rows, seeds, bench.sampling, {bench.sae.hookpoint: chain})
+
+
+def _rates(bench: Bench, target: str, images: torch.Tensor, rows: Sequence[dict]) -> list[Rate]:
+    """UA, IRA and CRA; one of which there is no picture yet is left out."""
+    rates = measures(judge_tinycanvas(images, rows), target, bench.table.concepts[target]).values()
+    return [rate for rate in rates if rate.total]
+
+
+def _tell(trial, target: str, setting: Setting, rates: Sequence[Rate], images: int) -> None:
+    trial.set_user_attr("images", images)
+    trial.set_user_attr("rates", [rate.value for rate in rates])
+    told = "  ".join(f"{rate.value:.2f}" for rate in rates)
+    console.print(f"{target}: {setting}  UA IRA CRA {told}  after {images} images", highlight=False)
+
+
+def _identity(bench: Bench, *inputs: object) -> str:
+    parts = (bench.sae.fingerprint, bench.sampling, bench.paper_exact, *inputs)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

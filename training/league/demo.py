@@ -1,0 +1,210 @@
+"""``demo``: the whole job on TinyCanvas, from recording to verdict."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, default_setting, removal
+from saeuron.checkpoints import save_bundle
+from saeuron.checkpoints.bundle import Bundle
+from saeuron.errors import nearest
+from saeuron.files import write_json, write_text
+
+from ..common.config import save_config
+from ..common.pictures import plot_scores, save_grid
+from ..common.progress import console
+from ..common.prompts import concepts, read_prompts
+from ..common.settings import write_settings
+from ..diffusion.load import load_model
+from ..diffusion.sampling import Sampling, draw_all
+from ..evaluation.evaluate import evaluate, markdown, paired
+from ..evaluation.measures import KINDS
+from ..evaluation.sweep import Bench, anchor_rows, sweep
+from ..sae.record import Record, record
+from ..sae.score import Score, score
+from ..sae.train import Train, train
+
+CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
+
+
+@dataclass
+class Demo:
+    """Take three concepts out of TinyCanvas, one after another, and count what is left: ten minutes on two cores."""
+
+    output: Path = Path("out/demo")
+    """Folder for everything that is made. A recording found there is continued or used again."""
+    targets: tuple[str, ...] = ("neon", "heart", "moon")
+    """Concepts to remove, each on its own."""
+    hookpoint: str = "unet.up_blocks.1.attentions.1"
+    """Where the SAE reads and the edit is made."""
+    images: int = 300
+    """Pictures recorded."""
+    expansion: int = 8
+    """Latents per input channel."""
+    k: int = 32
+    """Active latents per token."""
+    train_steps: int = 2500
+    """Training steps of the SAE without labels."""
+    tune_steps: int = 1500
+    """Training steps that then give each concept a latent of its own."""
+    strengths: tuple[float, ...] = (-2.0, -3.0)
+    """Multipliers the search tries."""
+    search_images: int = 45
+    """Anchor pictures per setting tried."""
+    seeds: int = 2
+    """Pictures of each of the 90 evaluation prompts."""
+    seed: int = 0
+    """Seed of everything."""
+
+    def run(self) -> None:
+        demo(self)
+
+
+def demo(config: Demo) -> dict:
+    """Run ``config`` and return its report, also written to ``report.json``."""
+    kinds = concepts(read_prompts("tinycanvas:evaluation"))
+    for name in config.targets:
+        if name not in kinds:
+            raise SaeuronError(f"--targets {name!r} is unknown to TinyCanvas; the nearest are {nearest(name, kinds)}")
+    seconds: dict[str, float] = {}
+    sampling = Sampling(bf16=True)
+    save_config(config, config.output)
+    pipeline = load_model("tinycanvas")
+    with stage("judge", seconds):
+        judged = judge_drawings()
+    with stage("record", seconds):
+        recording = record(
+            Record(
+                output=config.output / "recording",
+                hookpoints=(config.hookpoint,),
+                images=config.images,
+                steps=25,
+                images_per_shard=50,
+                batch=25,
+                seed=config.seed,
+                bf16=True,
+            )
+        )[0]
+    for name in ("unsupervised", "sae"):
+        with stage(f"train {name}", seconds):
+            sae = train(recipe(config, recording, name))
+        with stage(f"score {name}", seconds):
+            folder = config.output / name
+            scoring = Score(sae=folder, output=folder / "table.safetensors", batch=30, bf16=True)
+            table = score(scoring, sae, pipeline)
+            table.save(scoring.output)
+    with stage("search", seconds):
+        settings = tune(config, pipeline, sae, table, sampling)
+        write_settings(config.output / "settings.json", settings, fingerprint=sae.fingerprint)
+        tuned = {name: dataclasses.asdict(setting) for name, setting in settings.items()}
+        save_bundle(Bundle(sae, table, tuned, CARD, "Apache-2.0"), config.output / "tinycanvas.safetensors")
+    with stage("evaluate", seconds):
+        rows, seeds = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
+        evaluation = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
+        write_text(config.output / "evaluation.md", markdown(evaluation))
+    with stage("pictures", seconds):
+        picture(config, pipeline, sae, table, settings, sampling)
+        plot_scores(table, config.targets, config.output / "scores.png")
+    report = {
+        "judge": judged,
+        "base": evaluation["base"],
+        "sae": {key: sae.metrics[key] for key in ("fvu", "dead", "l0")},
+        "targets": evaluation["targets"],
+        "images": evaluation["images"],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "versions": versions(),
+        "config": dataclasses.asdict(config) | {"output": str(config.output)},
+    }
+    write_json(config.output / "report.json", report)
+    console.print(markdown(evaluation))
+    console.print(f"{sum(seconds.values()):.0f} seconds of work")
+    for name in ("report.json", "tinycanvas.safetensors", "grid.png", "scores.png"):
+        print(config.output / name)
+    return report
+
+
+def recipe(config: Demo, recording: Path, name: str) -> Train:
+    """How the SAE is trained: first without labels, then on from there with SAEmnesia's losses."""
+    common = {"recording": recording, "output": config.output / name, "lr": 1e-3, "batch": 2048}
+    common |= {"dead_after": 500_000, "seed": config.seed, "log_every": 500}
+    if name == "unsupervised":
+        return Train(**common, expansion=config.expansion, k=config.k, steps=config.train_steps)
+    before = config.output / "unsupervised"
+    table = before / "table.safetensors"
+    return Train(**common, k=config.k, steps=config.tune_steps, labels=KINDS, init=before, table=table)
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    console.rule(name)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+def judge_drawings(count: int = 4500) -> dict[str, float]:
+    """How often the judge is right on drawings nobody was trained on."""
+    from tinycanvas.drawing import OBJECTS, STYLES, draw
+
+    from ..evaluation.judges import judge_tinycanvas
+
+    names = [(o, s) for o in range(len(OBJECTS)) for s in range(len(STYLES))]
+    pairs = torch.tensor(names * (count // len(names)))
+    images = draw(pairs[:, 0], pairs[:, 1], torch.Generator().manual_seed(77)) / 2 + 0.5
+    rows = [{"object": OBJECTS[o], "style": STYLES[s]} for o, s in pairs.tolist()]
+    verdicts = judge_tinycanvas(images, rows)
+    return {kind: verdicts.accuracy(kind) for kind in KINDS}
+
+
+def tune(
+    config: Demo, pipeline: StableDiffusionPipeline, sae: SparseAutoencoder, table: ConceptTable, sampling: Sampling
+) -> dict[str, Setting]:
+    """The best setting of each target on anchor prompts, which the evaluation never sees."""
+    settings, bench = {}, Bench(pipeline, sae, table, sampling)
+    for name in config.targets:
+        rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, name, config.search_images, config.seed + 3)
+        own = default_setting(sae, table.concepts[name])
+        candidates = [dataclasses.replace(own, strength=strength) for strength in config.strengths]
+        settings[name], _ = sweep(
+            bench, name, candidates, rows, seeds, config.output / "sweep.journal", seed=config.seed
+        )
+    return settings
+
+
+def picture(
+    config: Demo,
+    pipeline: StableDiffusionPipeline,
+    sae: SparseAutoencoder,
+    table: ConceptTable,
+    settings: dict[str, Setting],
+    sampling: Sampling,
+) -> None:
+    """``grid.png``: for each target, three pictures that show it and three that do not, before and after."""
+    rows, targets = read_prompts("tinycanvas:evaluation"), list(config.targets)
+    before, after, columns = [], [], []
+    for name in targets:
+        kind = table.concepts[name]
+        shown = [row for row in rows if row[kind] == name]
+        hidden = [row for row in rows if row[kind] != name]
+        picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
+        seeds = list(range(len(picked)))
+        chain = removal(sae, table, {name: settings[name]})
+        before.append(draw_all(pipeline, picked, seeds, sampling))
+        after.append(draw_all(pipeline, picked, seeds, sampling, {sae.hookpoint: chain}))
+        columns.append([f"{row['object']}\n{row['style']}" for row in picked])
+    strips = [strip for pair in zip(before, after, strict=True) for strip in pair]
+    names = [f"{when}\n{name}" for name in targets for when in ("with", "without")]
+    save_grid(strips, config.output / "grid.png", rows=names, columns=[c for pair in columns for c in (pair, [])])
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

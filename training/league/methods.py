@@ -1,0 +1,160 @@
+"""The methods that the league compares: which SAE each reads with, what it searches, and how it edits."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, load_sae, removal
+from saeuron.settings import DEFAULTS
+
+from ..diffusion.hook import Edit
+from ..evaluation.measures import KINDS
+from ..evaluation.sweep import grid
+from ..sae.record import Record, record
+from ..sae.score import Score, score
+from ..sae.train import Train, train
+
+# γ as published, thinned out: SAeUron searches 30 τ × 7 γ, SAEmnesia the same 7 γ at its one latent.
+TAU, GAMMA = [1, 2, 4, 8], [-1.0, -5.0, -20.0]
+GAMMA_ONE = [-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0]
+
+SAES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "assigned": {"labels": KINDS},
+    "gated": {"labels": KINDS, "activation": "sigmoid_topk"},
+    "contrastive": {"labels": KINDS, "bce": 0.0, "decorrelation": 0.0, "l1": 0.0, "contrast": 0.1},
+}
+"""How each SAE is trained, beside what all share. `assigned` goes on from `plain`, the others begin from scratch."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An SAE of `SAES`, and for each kind the settings that are tried on anchor prompts; a single one costs nothing."""
+
+    sae: str
+    settings: Mapping[str, Sequence[Setting]]
+    paper_exact: bool = False
+
+
+def _both(settings: Sequence[Setting]) -> dict[str, Sequence[Setting]]:
+    return dict.fromkeys(KINDS, settings)
+
+
+_SEARCH = grid(TAU, GAMMA, [True])
+_ONE = [Setting(strength=gamma, assigned=True) for gamma in GAMMA_ONE]
+_PER = [Setting(edit="replace", assigned=True)]
+
+METHODS: dict[str, Method] = {
+    # The paper's styles are not searched: τ = 1, γ = −1.
+    "saeuron_paper": Method("plain", {"object": _SEARCH, "style": [Setting()]}, paper_exact=True),
+    "saeuron": Method("plain", _both(_SEARCH)),
+    "saemnesia": Method("assigned", _both(_ONE)),
+    "saemnesia_per": Method("assigned", _both(_PER)),
+    "gsae_per": Method("gated", _both(_PER)),
+    "saeparate": Method("contrastive", _both(_SEARCH)),
+    "default": Method("assigned", {kind: [setting] for kind, setting in DEFAULTS.items()}),
+}
+
+
+def thinned(method: Method, tau: Sequence[int], gamma: Sequence[float]) -> Method:
+    """``method`` with fewer settings to try: those of these τ and γ."""
+    settings = {
+        kind: [own for own in tried if own.latents in tau and own.strength in gamma] if len(tried) > 1 else tried
+        for kind, tried in method.settings.items()
+    }
+    return dataclasses.replace(method, settings=settings)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An SAE and the concept table made with it."""
+
+    sae: SparseAutoencoder
+    table: ConceptTable
+
+
+@dataclass
+class Lab:
+    """The recording, SAEs and tables that the methods share, each made once and read from ``work`` ever after."""
+
+    pipeline: StableDiffusionPipeline
+    work: Path
+    blocks: Sequence[str]
+    images: int
+    tokens_per_map: int
+    expansion: int
+    k: int
+    batch: int
+    train_steps: int
+    tune_steps: int
+    score_images: int
+    steps: int
+    seed: int
+    readers: dict[tuple[str, str], Reader] = field(default_factory=dict)
+
+    def reader(self, name: str, block: str) -> Reader:
+        """The SAE ``name`` of `SAES` at ``block``, trained now if it is not there yet, and its table."""
+        if (name, block) not in self.readers:
+            self.readers[name, block] = self._make(name, block)
+        return self.readers[name, block]
+
+    def _make(self, name: str, block: str) -> Reader:
+        folder = self.work / "saes" / block / name
+        path = folder / "table.safetensors"
+        if not (folder / "metrics.json").exists():
+            train(self._recipe(name, block, folder))
+        sae = load_sae(folder)
+        if not path.exists():
+            images, seed = self.score_images, self.seed + 1
+            config = Score(sae=folder, output=path, images=images, steps=self.steps, batch=30, seed=seed, bf16=True)
+            score(config, sae, self.pipeline).save(path)
+        return Reader(sae, ConceptTable.load(path))
+
+    def _recipe(self, name: str, block: str, folder: Path) -> Train:
+        common = {
+            "recording": self._recording(block),
+            "output": folder,
+            "expansion": self.expansion,
+            "k": self.k,
+            "batch": self.batch,
+            "steps": self.train_steps,
+            "lr": 1e-3,
+            "dead_after": 500_000,
+            "seed": self.seed,
+            "log_every": 500,
+        }
+        if name == "assigned":
+            self.reader("plain", block)
+            before = self.work / "saes" / block / "plain"
+            common |= {"init": before, "table": before / "table.safetensors", "steps": self.tune_steps}
+        return Train(**(common | SAES[name]))
+
+    def _recording(self, block: str) -> Path:
+        recipe = Record(
+            output=self.work / "recording",
+            hookpoints=tuple(dict.fromkeys(self.blocks)),
+            images=self.images,
+            steps=self.steps,
+            tokens_per_map=self.tokens_per_map,
+            images_per_shard=-(-self.images // 8),
+            batch=25,
+            seed=self.seed,
+            bf16=True,
+        )
+        return record(recipe)[list(recipe.hookpoints).index(block)]
+
+
+def edits_for(
+    readers: Mapping[str, Reader], settings: Mapping[str, Setting], paper_exact: bool = False
+) -> dict[Hookpoint, list[Edit]]:
+    """The edits that remove all concepts in ``settings``, at the hookpoint that ``readers`` have for each kind."""
+    found: dict[Hookpoint, list[Edit]] = {}
+    for reader in {id(reader): reader for reader in readers.values()}.values():
+        own = {name: setting for name, setting in settings.items() if readers[reader.table.concepts[name]] is reader}
+        if own:
+            chain = removal(reader.sae, reader.table, own, paper_exact)
+            found.setdefault(reader.sae.hookpoint, []).extend(chain)
+    return found

@@ -1,0 +1,304 @@
+"""What the rows of the league share, and how each is made."""
+
+import dataclasses
+import functools
+import hashlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from saeuron import Hookpoint, Setting, read_assignment
+from saeuron.files import read_json, write_json
+
+from ..common.prompts import read_prompts
+from ..diffusion.hook import Edit, editing
+from ..diffusion.load import load_model, variant
+from ..diffusion.sampling import Sampling, draw_all, generate
+from ..evaluation.attack import How, attack
+from ..evaluation.evaluate import paired
+from ..evaluation.measures import KINDS, Verdicts, measures
+from ..evaluation.sweep import Bench, anchor_rows, sweep
+from .methods import METHODS, SAES, Lab, Method, Reader, edits_for, thinned
+from .oracle import retrained
+from .probes import Look, Outside, Ranges, look
+
+if TYPE_CHECKING:
+    from .league import Job, League
+
+CONDITIONS: dict[str, dict[str, object]] = {
+    "ddim 25": {"steps": 25},
+    "ddim 10": {"steps": 10},
+    "ddim 50": {"steps": 50},
+    "ddim 100": {"steps": 100},
+    "euler": {"sampler": "euler"},
+    "dpm++2m": {"sampler": "dpm++2m"},
+    "32 × 48": {"height": 32, "width": 48},
+    "48 × 32": {"height": 48, "width": 32},
+    "fine-tuned": {"finetuned": True},
+}
+"""Under which conditions a removal is tried again; what one does not name is as in the main table."""
+
+MATERIAL = ("images", "tokens_per_map", "expansion", "k", "train_batch", "train_steps", "tune_steps", "score_images")
+MATERIAL += ("steps", "seed", "object_block", "style_block", "oracle_steps")
+"""The options that recordings, SAEs, tables and oracles depend on."""
+ROWS = (*MATERIAL, "search_images", "latents", "strengths", "seeds", "attack_seeds", "attack_iterations")
+"""The options that finished rows depend on."""
+
+
+@dataclass
+class Contest:
+    """What all rows share: the model, the pictures it draws unedited, the SAEs, and where finished rows lie."""
+
+    config: "League"
+    kinds: dict[str, str]
+    bare: dict[str, Verdicts] = field(default_factory=dict)
+    found: dict[tuple[str, str], tuple[Setting, int]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def pipeline(self) -> StableDiffusionPipeline:
+        return load_model("tinycanvas")
+
+    @functools.cached_property
+    def weights(self) -> list[str]:
+        from tinycanvas.model import WEIGHTS
+
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(WEIGHTS.rglob("*.safetensors"))]
+
+    def options(self, names: Sequence[str]) -> list[object]:
+        return [getattr(self.config, name) for name in names]
+
+    @functools.cached_property
+    def work(self) -> Path:
+        """The folder of all that rows are made from; another for other options, recipes or weights of the model."""
+        return self.config.output / f"work-{_hash(self.options(MATERIAL), SAES, self.weights)}"
+
+    @functools.cached_property
+    def lab(self) -> Lab:
+        shared = ("images", "tokens_per_map", "expansion", "k", "train_steps", "tune_steps", "score_images", "steps")
+        own = {name: getattr(self.config, name) for name in shared}
+        blocks = (self.config.object_block, self.config.style_block)
+        # Another seed than the evaluation's: no picture that is judged begins from the noise of one that was recorded.
+        seed = self.config.seed + 1
+        return Lab(self.pipeline, self.work, blocks, batch=self.config.train_batch, seed=seed, **own)
+
+    @functools.cached_property
+    def pictures(self) -> tuple[list[dict], list[int]]:
+        return paired(read_prompts("tinycanvas:evaluation"), self.config.seeds, self.config.seed)
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        return Sampling(steps=self.config.steps, bf16=True)
+
+    @functools.cached_property
+    def unedited(self) -> tuple[Look, dict[Hookpoint, Ranges]]:
+        """The unedited model's pictures, and between which values its activations lie."""
+        ranges = {Hookpoint(block): Ranges() for block in (self.config.object_block, self.config.style_block)}
+        taps = {hookpoint: [own] for hookpoint, own in ranges.items()}
+        rows, seeds = self.pictures
+        return look(draw_all(self.pipeline, rows, seeds, self.sampling, taps), rows), ranges
+
+    def row(self, job: "Job") -> dict:
+        """The row of this job, read if it is finished, else made and written."""
+        names = list(job.names)
+        label = "-".join([job.what, job.method, *names]) if len(names) < 3 else f"{job.what}-{job.method}-{len(names)}"
+        label = "".join(letter if letter.isalnum() or letter in "-_+" else "_" for letter in label)
+        mark = _hash(self.options(ROWS), SAES, self.weights, METHODS.get(job.method), names)
+        path = self.config.output / "rows" / f"{label}-{mark}.json"
+        if not path.exists():
+            write_json(path, job.make())
+        return read_json(path)
+
+    def prepare(self) -> None:
+        """Make the SAEs and tables that all methods read with, and the fine-tuned copy of the model."""
+        self.saes(self.config.methods)
+        if "fine-tuned" in self.config.conditions:
+            self.oracle([])
+
+    def search(self, method: str, target: str) -> None:
+        """Find and write down the setting by which ``method`` removes ``target``, where it has one."""
+        if method in METHODS:
+            self.setting(method, target)
+
+    def method(self, name: str) -> Method:
+        return thinned(METHODS[name], self.config.latents, self.config.strengths)
+
+    def block(self, kind: str) -> str:
+        return self.config.object_block if kind == "object" else self.config.style_block
+
+    def setting(self, name: str, target: str) -> tuple[Setting, int]:
+        """The setting by which a method removes ``target``, searched on anchor prompts, and the images that took."""
+        if (name, target) not in self.found:
+            method, kind = self.method(name), self.kinds[target]
+            reader = self.lab.reader(method.sae, self.block(kind))
+            bench = Bench(self.pipeline, reader.sae, reader.table, self.sampling, method.paper_exact)
+            anchors = read_prompts("tinycanvas:anchor")
+            shown = anchor_rows(anchors, reader.table, target, self.config.search_images, self.config.seed + 3)
+            journal = self.work / "sweep.journal"
+            self.found[name, target] = sweep(
+                bench, target, method.settings[kind], *shown, journal, seed=self.config.seed
+            )
+        return self.found[name, target]
+
+    def edits(self, name: str, targets: Sequence[str]) -> dict[Hookpoint, list[Edit]]:
+        """The edits by which a method removes all of ``targets``; none for ``none``."""
+        if name == "none":
+            return {}
+        method = self.method(name)
+        readers = {kind: self.lab.reader(method.sae, self.block(kind)) for kind in KINDS}
+        settings = {target: self.setting(name, target)[0] for target in targets}
+        return edits_for(readers, settings, method.paper_exact)
+
+    def saes(self, methods: Sequence[str]) -> list[tuple[str, Reader]]:
+        """Every SAE that ``methods`` read with, by name and block."""
+        blocks = dict.fromkeys((self.config.object_block, self.config.style_block))
+        names = dict.fromkeys(METHODS[method].sae for method in methods if method in METHODS)
+        return [(name, self.lab.reader(name, block)) for block in blocks for name in names]
+
+    def oracle(self, without: Sequence[str]) -> StableDiffusionPipeline:
+        """The model trained on without some concepts, or, without none, a fine-tuned copy."""
+        path = self.work / "oracle" / f"{'-'.join(without) or 'fine-tuned'}.safetensors"
+        return variant(
+            self.pipeline, unet=retrained(self.pipeline.unet, without, path, self.config.oracle_steps, self.config.seed)
+        )
+
+
+def of_target(contest: Contest, method: str, target: str) -> dict:
+    """One method, one target: UA, IRA, CRA as ``[hits, total]``, and what else the pictures and activations tell."""
+    kind = contest.kinds[target]
+    rows, seeds = contest.pictures
+    before, ranges = contest.unedited
+    setting, cost, outside = None, 0, []
+    if method == "none":
+        seen = before
+    else:
+        pipeline, edits = contest.pipeline, {Hookpoint(contest.block(kind)): []}
+        if method == "oracle":
+            pipeline = contest.oracle([target])
+        else:
+            setting, cost = contest.setting(method, target)
+            edits = contest.edits(method, [target])
+        outside = [Outside(ranges[hookpoint]) for hookpoint in edits]
+        probed = {hookpoint: [*chain, probe] for (hookpoint, chain), probe in zip(edits.items(), outside, strict=True)}
+        seen = look(draw_all(pipeline, rows, seeds, contest.sampling, probed), rows)
+    bystander = torch.tensor([row[kind] != target for row in rows])
+    shares = outside[0].shares if outside else {"outside_dimensions": 0.0, "outside_norm": 0.0}
+    return {
+        "method": method,
+        "target": target,
+        "kind": kind,
+        "hits": {name: [rate.hits, rate.total] for name, rate in measures(seen.verdicts, target, kind).items()},
+        "collateral": float((seen.features - before.features).norm(dim=1)[bystander].mean()),
+        "confidence": float(seen.confidence.mean()),
+        **shares,
+        "kept": kept(
+            seen.verdicts, kind, [name for name, own in contest.kinds.items() if own == kind and name != target]
+        ),
+        "setting": dataclasses.asdict(setting) if setting else None,
+        "search_images": cost,
+    }
+
+
+def kept(verdicts: Verdicts, kind: str, names: Sequence[str]) -> dict[str, float]:
+    """How often each of ``names`` is found where it was asked for."""
+    found: dict[str, list[bool]] = {name: [] for name in names}
+    for asked, right in zip(verdicts.asked[kind], verdicts.right(kind), strict=True):
+        if asked in found:
+            found[asked].append(right)
+    return {name: sum(own) / len(own) for name, own in found.items() if own}
+
+
+def of_several(contest: Contest, method: str, removed: Sequence[str]) -> dict:
+    """Several concepts removed at once: how often they are gone, and the others of each kind still there."""
+    rows, seeds = contest.pictures
+    if method == "none":
+        verdicts = contest.unedited[0].verdicts
+    else:
+        images = draw_all(contest.pipeline, rows, seeds, contest.sampling, contest.edits(method, removed))
+        verdicts = look(images, rows).verdicts
+    return {"method": method, "removed": list(removed)} | gone_and_kept(verdicts, removed)
+
+
+def gone_and_kept(verdicts: Verdicts, removed: Sequence[str]) -> dict[str, list[int]]:
+    """``[hits, total]``: removed concepts that are not found where asked for, and others of each kind that are."""
+    counts = {"ua": [0, 0]} | {f"kept_{kind}": [0, 0] for kind in KINDS}
+    for kind in KINDS:
+        for asked, right in zip(verdicts.asked[kind], verdicts.right(kind), strict=True):
+            count = counts["ua"] if asked in removed else counts[f"kept_{kind}"]
+            count[0] += right != (asked in removed)
+            count[1] += 1
+    return counts
+
+
+def of_condition(contest: Contest, method: str, target: str, name: str) -> dict:
+    """One target removed under another sampler, number of steps or size, or from a fine-tuned copy of the model.
+
+    SAE, table and setting stay those of the main table.
+    """
+    if method != "none":
+        verdicts = under_condition(contest, name, contest.edits(method, [target]))
+    else:
+        contest.bare[name] = verdicts = contest.bare.get(name) or under_condition(contest, name, {})
+    rates = measures(verdicts, target, contest.kinds[target])
+    hits = {key: [rate.hits, rate.total] for key, rate in rates.items()}
+    return {"method": method, "condition": name, "target": target, "hits": hits}
+
+
+def under_condition(contest: Contest, name: str, edits: Mapping[Hookpoint, Sequence[Edit]]) -> Verdicts:
+    """What is found in a picture of each evaluation prompt, drawn as `CONDITIONS` says."""
+    wanted = CONDITIONS[name]
+    pipeline = contest.oracle([]) if wanted.get("finetuned") else contest.pipeline
+    if "sampler" in wanted:
+        pipeline = variant(pipeline, sampler=wanted["sampler"])
+    changed = {key: value for key, value in wanted.items() if key in ("steps", "height", "width")}
+    sampling = dataclasses.replace(contest.sampling, **changed)
+    rows, seeds = paired(read_prompts("tinycanvas:evaluation"), 1, contest.config.seed)
+    return look(draw_all(pipeline, rows, seeds, sampling, edits), rows).verdicts
+
+
+def of_attack(contest: Contest, method: str, target: str) -> dict:
+    rows, seeds = paired(read_prompts("tinycanvas:evaluation"), contest.config.attack_seeds, contest.config.seed)
+    kind = contest.kinds[target]
+    how = How(iterations=contest.config.attack_iterations, seed=contest.config.seed)
+    edits = contest.edits(method, [target])
+    return {"method": method} | attack(contest.pipeline, edits, target, kind, rows, seeds, contest.sampling, how)
+
+
+def of_time(contest: Contest, method: str, target: str, steps: int = 10, repeats: int = 7) -> dict:
+    """Milliseconds a denoising step takes with the edit and without, for two guided pictures; medians, in turns."""
+    edits = {} if method in ("none", "oracle") else contest.edits(method, [target])
+    prompts = [row["prompt"] for row in contest.pictures[0] if row[contest.kinds[target]] == target][:2]
+    taken: dict[str, list[float]] = {"unedited": [], "edited": []}
+    for _ in range(repeats):
+        for name, chain in (("unedited", {}), ("edited", edits)):
+            began = time.perf_counter()
+            generate(contest.pipeline, prompts, [1, 2], steps=steps, guidance=3.0, taps=editing(chain))
+            taken[name].append(1000 * (time.perf_counter() - began) / steps)
+    unedited, edited = (statistics.median(values) for values in taken.values())
+    return {"method": method, "ms_per_step": edited, "ms_per_step_unedited": unedited}
+
+
+def about_sae(name: str, reader: Reader) -> dict:
+    """How well an SAE reconstructs, and how many of its assigned latents are their concept's strongest.
+
+    The strongest is told by the table's scores, from anchor pictures that no SAE was trained on.
+    """
+    metrics = reader.sae.config.get("metrics", {})
+    told = metrics.get("concepts", {}).values()
+    found = {"sae": name, "block": reader.sae.hookpoint.name} | {key: metrics.get(key) for key in ("fvu", "dead", "l0")}
+    scores = [own["auroc"] for own in told if own["auroc"] is not None]
+    if told:
+        strongest = {name: int(reader.table.scores(name).mean(0).argmax()) for name in reader.table.concepts}
+        assignment = read_assignment(reader.sae)
+        found["centralised"] = sum(assignment[name] == own for name, own in strongest.items()) / len(strongest)
+        found["auroc"] = statistics.mean(scores) if scores else None
+    return found
+
+
+def _hash(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]

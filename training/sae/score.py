@@ -1,0 +1,102 @@
+"""``score``: an SAE and labelled prompts → a concept table. Several processes draw a part of the prompts each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
+
+from ..common.config import save_config
+from ..common.processes import is_main, merge, own_device, share
+from ..common.progress import track
+from ..common.prompts import concepts, labels, read_prompts, shuffled
+from ..diffusion.load import check_fits, load_model
+from ..diffusion.sampling import generate
+
+
+@dataclass
+class Score:
+    """Draw labelled prompts and average what every latent does, per concept and timestep."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    output: Path
+    """The concept table to write, a .safetensors file."""
+    model: str = "tinycanvas"
+    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
+    prompts: str = "tinycanvas:anchor"
+    """Prompt file (.jsonl with concepts), or tinycanvas:training | anchor | evaluation."""
+    images: int | None = None
+    """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
+    steps: int = 25
+    """Denoising steps; the table's timesteps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale. Only the conditional half is read."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    height: int | None = None
+    """Height in pixels; default the model's own."""
+    width: int | None = None
+    """Width in pixels; default the model's own."""
+    batch: int = 16
+    """Images drawn at once."""
+    seed: int = 1
+    """Seed of the prompt order and the images."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        sae, device = load_sae(self.sae), own_device(self.device)
+        sae.W_dec = None  # nothing is decoded here, and it is half of what the SAE takes
+        pipeline = load_model(self.model, device, self.sampler)
+        table = score(self, sae.to(device), pipeline)
+        if is_main():
+            save_config(self, self.output.parent)
+            table.save(self.output)
+
+
+def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean latents ``[B, n_latents]`` over the tokens ``[B, N, d_in]`` of each image, one image dense at a time."""
+    return torch.stack([sae.encode(image.to(sae.W_enc.dtype)).mean(0, dtype=torch.float32) for image in tokens])
+
+
+def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> ConceptTable:
+    """The table, not written. Raises SaeuronError on prompts without concepts and on an SAE that does not fit."""
+    check_fits(sae, pipeline)
+    rows = read_prompts(config.prompts)
+    kinds = concepts(rows)
+    if not kinds:
+        raise SaeuronError(
+            f"{config.prompts} names no concepts: score needs a .jsonl file with kinds beside each prompt"
+        )
+    count = config.images or len(rows)
+    if min(count, config.steps, config.batch) < 1:
+        raise SaeuronError("--images, --steps and --batch have to be at least 1")
+    schedule = shuffled(rows, count, config.seed)
+    pipeline.scheduler.set_timesteps(config.steps)
+    timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})
+    table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
+    for start in track(share(range(0, count, config.batch)), "scoring"):
+        picked = schedule[start : start + config.batch]
+        names = [list(labels(row).values()) for row in picked]
+
+        def tap(tokens, timestep, conditional, names=names):
+            table.add(names, int(timestep), image_means(sae, tokens[conditional]))
+            return tokens
+
+        generate(
+            pipeline,
+            [row["prompt"] for row in picked],
+            [config.seed * 1_000_003 + start + n for n in range(len(picked))],
+            steps=config.steps,
+            guidance=config.guidance,
+            height=config.height,
+            width=config.width,
+            bf16=config.bf16,
+            taps={sae.hookpoint: tap},
+        )
+    return merge(table)
