@@ -24,9 +24,10 @@ import tyro
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 
-from saeuron import ConceptTable, Hookpoint, SparseAutoencoder
+from saeuron import ConceptStatistics, Hookpoint, SparseAutoencoder
 from saeuron.checkpoints import save_bundle
 from saeuron.checkpoints.bundle import Bundle
+from saeuron.concept_table import WholeTable
 
 from .random_sd15 import FAMILIES, write
 
@@ -86,9 +87,12 @@ def random_bundle(block: str, expansion: int, generator: torch.Generator) -> Bun
     sae = SparseAutoencoder(WIDTH, WIDTH * expansion, 32, hookpoint=Hookpoint(block)).requires_grad_(False)
     sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=generator), dim=1))
     sae.W_enc.copy_(sae.W_dec)
-    table = ConceptTable({"this": "thing", "that": "thing"}, range(1, 1000, 20), sae.n_latents, sae.fingerprint)
-    table.sums, table.counts = 0.01 * torch.rand(table.sums.shape, generator=generator), table.counts + 1
-    return Bundle(sae, table)
+    statistics = ConceptStatistics(
+        {"this": "thing", "that": "thing"}, range(1, 1000, 20), sae.n_latents, sae.fingerprint
+    )
+    statistics.sums = 0.01 * torch.rand(statistics.sums.shape, generator=generator)
+    statistics.counts += 1
+    return Bundle(sae, WholeTable(statistics))
 
 
 def with_server(comfyui: Path, base: Path, work) -> None:

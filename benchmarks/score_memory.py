@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers 
 import torch
 import tyro
 
-from saeuron import ConceptTable, SparseAutoencoder
+from saeuron import ConceptStatistics, SparseAutoencoder
 from training.sae.score import image_means
 
 LIMIT = 400  # MB, beside the model
@@ -79,10 +79,10 @@ def random_sae(d_in: int, n_latents: int, k: int, generator: torch.Generator) ->
     return sae
 
 
-def fill(config: ScoreMemory, sae: SparseAutoencoder, generator: torch.Generator) -> ConceptTable:
+def fill(config: ScoreMemory, sae: SparseAutoencoder, generator: torch.Generator) -> ConceptStatistics:
     names = [f"concept {n}" for n in range(config.concepts)]
     timesteps = range(1, 1000, 1000 // config.steps)[: config.steps]
-    table = ConceptTable(dict.fromkeys(names, "object"), timesteps, sae.n_latents, "made up")
+    table = ConceptStatistics(dict.fromkeys(names, "object"), timesteps, sae.n_latents, "made up")
     shown = names * config.prompts
     for start in range(0, len(shown), config.batch):
         part = [[name] for name in shown[start : start + config.batch]]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from .autoencoder import SparseAutoencoder
-from .concepts import ConceptTable
+from .concept_table import ConceptTable
 from .errors import SaeuronError, nearest
 from .selection import Selection
 
@@ -60,7 +60,7 @@ def select_assigned(
     """
     check_assigned(assignment, concept)
     latents = torch.full((len(table.timesteps), 1), assignment[concept])
-    return Selection.of(table, concept, latents, strength)
+    return table.selection(concept, latents, strength)
 
 
 def check_assigned(assignment: dict[str, int], concept: str) -> None:

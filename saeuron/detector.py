@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .autoencoder import SparseAutoencoder
-from .compact import CompactTable
-from .concepts import ConceptTable
+from .concept_table import ConceptTable
 from .selection import nearest_column
 
 SHARE = 0.5
@@ -32,7 +31,7 @@ class Detector:
     @classmethod
     def of(
         cls,
-        table: ConceptTable | CompactTable,
+        table: ConceptTable,
         concept: str,
         latents: Mapping[str, int],
         presence: float | None = None,
@@ -45,9 +44,9 @@ class Detector:
         names = [concept, *(name for name in latents if name != concept)]
         own = latents[concept]
         means = torch.stack([table.means(name)[:, latents[name]] for name in names], 1)
-        floors = table.average(concept)[:, own]
+        floors = table.kind_mean(concept)[:, own]
         if presence is not None:
-            floors = torch.lerp(table.rival(concept)[:, own], means[:, 0], presence)
+            floors = torch.lerp(table.max_other_mean(concept)[:, own], means[:, 0], presence)
         numbers = torch.tensor([latents[name] for name in names])
         return cls(table.timesteps, numbers, means, floors, table.fingerprint)
 

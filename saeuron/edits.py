@@ -15,7 +15,7 @@ import torch
 from .autoencoder import SparseAutoencoder
 from .detector import Detector, shown
 from .errors import SaeuronError
-from .selection import Row, Selection
+from .selection import SelectedLatents, Selection
 
 SCALES = ("mean", "norm")
 
@@ -32,7 +32,54 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Ablate(Window):
+class Edit(Window):
+    """What all edits share: the SAE, the window, and that tokens of another width are refused."""
+
+    sae: SparseAutoencoder
+
+    def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
+        self.sae.check_width(tokens)
+        if not self.covers(timestep) or self.is_idle(timestep):
+            return tokens
+        flat = tokens.reshape(-1, self.sae.d_in)
+        edited = self.apply(flat, len(tokens), timestep, _weight(tokens, mask))
+        return tokens if edited is flat else edited.view_as(tokens)
+
+    def is_idle(self, timestep: float) -> bool:
+        """Whether there is nothing to do at ``timestep``, whatever the tokens are."""
+        return False
+
+    def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
+        """``flat`` ``[B·N, d_in]``, the tokens of so many maps, edited; the very same tensor where none changes.
+
+        ``weight`` ``[B·N or 1, 1]`` says how much of the edit each token receives.
+        """
+        raise NotImplementedError
+
+    def _check_belong(self, *parts: Selection | Detector) -> None:
+        for part in parts:
+            if part.fingerprint != self.sae.fingerprint:
+                raise SaeuronError(
+                    f"the selection was made with the SAE {part.fingerprint} and this SAE is "
+                    f"{self.sae.fingerprint}: use the SAE and the table that belong together"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _OfSelection(Edit):
+    """An edit of one selection, which says at every timestep which latents are meant."""
+
+    selection: Selection
+
+    def __post_init__(self) -> None:
+        self._check_belong(self.selection)
+
+    def is_idle(self, timestep: float) -> bool:
+        return len(self.selection.at(timestep).latents) == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate(_OfSelection):
     """SAeUron's ablation (§3.3): ``f_i ← γ μ(i,t,D_c) f_i`` for selected latents, where ``f_i > μ̄(i,t)``.
 
     The reconstruction error is kept, so the result is ``x + Σ_i (f'_i − f_i) W_dec[i]``: only selected latents are
@@ -46,54 +93,46 @@ class Ablate(Window):
     ``‖f‖ / ‖W_dec[i]‖``, with ``‖f‖`` taken over the token's whole code.
     """
 
-    sae: SparseAutoencoder
-    selection: Selection
     paper_exact: bool = False
     scale: str = "mean"
 
     def __post_init__(self) -> None:
-        _check_belongs(self.sae, self.selection)
+        super().__post_init__()
         if self.scale not in SCALES:
             raise SaeuronError(f"scale {self.scale!r} is unknown; it is one of {', '.join(SCALES)}")
 
-    def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
-        self.sae.check_width(tokens)
-        row = self.selection.at(timestep)
-        if len(row.latents) == 0 or not self.covers(timestep):
-            return tokens
-        row = row.to(tokens.device)
-        flat = tokens.reshape(-1, self.sae.d_in)
-        weight = _weight(tokens, mask)
+    def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
+        chosen = self.selection.at(timestep).to(flat.device)
         if self.paper_exact:
-            return self._published(flat, row, weight).view_as(tokens)
-        active = self.sae.encode_at(flat, row.latents, row.thresholds)
-        rows = ((active > row.thresholds) & (weight != 0)).any(-1).nonzero().squeeze(-1)
+            return self._published(flat, chosen, weight)
+        active = self.sae.encode_at(flat, chosen.latents, chosen.kind_means)
+        rows = ((active > chosen.kind_means) & (weight != 0)).any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
-            return tokens
+            return flat
         norms = self._norms(self.sae.encode_sparse(flat[rows]).values) if self.scale == "norm" else None
-        change = weight.expand(len(flat), 1)[rows] * self._change(active[rows], row, norms)
-        return _shift(flat, rows, change, self.sae.W_dec[row.latents]).view_as(tokens)
+        change = weight.expand(len(flat), 1)[rows] * self._change(active[rows], chosen, norms)
+        return _shift(flat, rows, change, self.sae.W_dec[chosen.latents])
 
-    def _published(self, flat: torch.Tensor, row: Row, weight: torch.Tensor) -> torch.Tensor:
+    def _published(self, flat: torch.Tensor, chosen: SelectedLatents, weight: torch.Tensor) -> torch.Tensor:
         """``x̂_edited + (x̂ − x)``, which is ``x + 2 (x̂ − x)`` and the change."""
         code = self.sae.encode_sparse(flat, per_token=True)
-        active = (code.values[:, :, None] * (code.latents[:, :, None] == row.latents)).sum(1)
+        active = (code.values[:, :, None] * (code.latents[:, :, None] == chosen.latents)).sum(1)
         error = self.sae.decode_sparse(code).float() - flat.float()
-        change = self._change(active, row, self._norms(code.values)) @ self.sae.W_dec[row.latents].float()
+        change = self._change(active, chosen, self._norms(code.values)) @ self.sae.W_dec[chosen.latents].float()
         return (flat.float() + weight * (2 * error + change)).to(flat.dtype)
 
     def _norms(self, values: torch.Tensor) -> torch.Tensor:
         return values.float().norm(dim=-1, keepdim=True)
 
-    def _change(self, active: torch.Tensor, row: Row, norms: torch.Tensor | None) -> torch.Tensor:
+    def _change(self, active: torch.Tensor, chosen: SelectedLatents, norms: torch.Tensor | None) -> torch.Tensor:
         """``f'_i − f_i`` for activations ``[T, m]``, in float32: γ·μ·f is a square, and leaves float16 early."""
         active = active.float()
-        size = norms / self.sae.W_dec[row.latents].float().norm(dim=-1) if self.scale == "norm" else row.means
-        return torch.where(active > row.thresholds, (row.strengths * size - 1) * active, 0)
+        size = norms / self.sae.W_dec[chosen.latents].float().norm(dim=-1) if self.scale == "norm" else chosen.means
+        return torch.where(active > chosen.kind_means, (chosen.strengths * size - 1) * active, 0)
 
 
 @dataclass(frozen=True, eq=False)
-class Replace(Window):
+class Replace(_OfSelection):
     """PER: tokens on which a selected latent fires take the embedding of tokens of the same map on which none does.
 
     The SAE only detects (``f_i > μ̄(i,t)``); there is no γ. Which token is taken is drawn by ``seed``, the timestep and
@@ -101,31 +140,19 @@ class Replace(Window):
     nothing to take and is left as it came. Under a mask between 0 and 1 a token goes that far towards the one it takes.
     """
 
-    sae: SparseAutoencoder
-    selection: Selection
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        _check_belongs(self.sae, self.selection)
-
-    def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
-        self.sae.check_width(tokens)
-        row = self.selection.at(timestep)
-        if len(row.latents) == 0 or not self.covers(timestep):
-            return tokens
-        row = row.to(tokens.device)
-        flat = tokens.reshape(-1, self.sae.d_in)
-        active = self.sae.encode_at(flat, row.latents, row.thresholds)
-        fires = (active > row.thresholds).any(-1).view(tokens.shape[:-1])
-        weight = _weight(tokens, mask).expand(len(flat), 1)
+    def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
+        chosen = self.selection.at(timestep).to(flat.device)
+        active = self.sae.encode_at(flat, chosen.latents, chosen.kind_means)
+        fires = (active > chosen.kind_means).any(-1).view(maps, -1)
         concerned = (fires & ~fires.all(1, keepdim=True)).flatten() & (weight != 0).squeeze(-1)
         rows = concerned.nonzero().squeeze(-1)
         if len(rows) == 0:
-            return tokens
+            return flat
         taken = flat[self._donors(fires, timestep)[rows]]
-        if mask is not None:
-            taken = flat[rows].lerp(taken, weight[rows].to(taken.dtype))
-        return flat.index_copy(0, rows, taken).view_as(tokens)
+        part = weight.expand(len(flat), 1)[rows].to(taken.dtype)
+        return flat.index_copy(0, rows, torch.where(part == 1, taken, flat[rows].lerp(taken, part)))
 
     def _donors(self, fires: torch.Tensor, timestep: float) -> torch.Tensor:
         """For every token of ``fires`` ``[B, N]``, the flat number ``[B·N]`` of one of its map that does not fire."""
@@ -140,7 +167,7 @@ class Replace(Window):
 
 
 @dataclass(frozen=True, eq=False)
-class Shift(Window):
+class Shift(Edit):
     """Maps that show a concept lose what it adds on average: ``x + Σ_i γ (μ(i,t,D_c) − μ̄(i,t)) W_dec[i]``, every token.
 
     Ours. ``f_i`` of the selected latents moves by a difference of means, not by a multiple of itself, so that tokens
@@ -149,40 +176,33 @@ class Shift(Window):
     came, so that taking one concept out calls up no other. All other maps leave as they came.
     """
 
-    sae: SparseAutoencoder
     selections: Sequence[Selection]
     detectors: Sequence[Detector]
 
     def __post_init__(self) -> None:
-        for part in (*self.selections, *self.detectors):
-            _check_belongs(self.sae, part)
+        self._check_belong(*self.selections, *self.detectors)
 
-    def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
-        self.sae.check_width(tokens)
-        if not self.covers(timestep):
-            return tokens
-        shows = shown(self.detectors, self.sae, tokens, timestep)
-        flat, weight = tokens.reshape(-1, self.sae.d_in), _weight(tokens, mask)
-        change = weight * shows.float().repeat_interleave(tokens.shape[1], 0)
+    def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
+        shows = shown(self.detectors, self.sae, flat.view(maps, -1, self.sae.d_in), timestep)
+        change = weight * shows.float().repeat_interleave(len(flat) // max(maps, 1), 0)
         rows = change.any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
-            return tokens
-        directions = torch.stack([self._direction(one.at(timestep).to(tokens.device)) for one in self.selections])
-        return _shift(flat, rows, change[rows], directions).view_as(tokens)
+            return flat
+        directions = torch.stack([self._direction(one.at(timestep).to(flat.device)) for one in self.selections])
+        return _shift(flat, rows, change[rows], directions)
 
-    def _direction(self, row: Row) -> torch.Tensor:
-        return (row.strengths * (row.means - row.thresholds)) @ self.sae.W_dec[row.latents].float()
+    def _direction(self, chosen: SelectedLatents) -> torch.Tensor:
+        return (chosen.strengths * (chosen.means - chosen.kind_means)) @ self.sae.W_dec[chosen.latents].float()
 
 
 @dataclass(frozen=True, eq=False)
-class Steer(Window):
+class Steer(Edit):
     """Turn chosen latents up or down: ``x + Σ_i (f'_i − f_i) W_dec[i]`` with ``f'_i = scale · f_i + add``.
 
     ``latents`` are numbers of latents, each once. ``add`` reaches every token; without it only tokens on which a
     latent fires change.
     """
 
-    sae: SparseAutoencoder
     latents: tuple[int, ...]
     add: float = 0.0
     scale: float = 1.0
@@ -195,24 +215,21 @@ class Steer(Window):
             named = f"{wrong[0]} is none of them" if wrong else "one is given twice"
             raise SaeuronError(f"the SAE's latents are 0 to {self.sae.n_latents - 1}, and {named}")
 
-    def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
-        self.sae.check_width(tokens)
-        if not self.latents or (self.add == 0 and self.scale == 1) or not self.covers(timestep):
-            return tokens
-        latents = torch.tensor(self.latents, device=tokens.device)
-        flat = tokens.reshape(-1, self.sae.d_in)
-        change = torch.full((len(flat), len(latents)), float(self.add), device=tokens.device)
+    def is_idle(self, timestep: float) -> bool:
+        return not self.latents or (self.add == 0 and self.scale == 1)
+
+    def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
+        latents = torch.tensor(self.latents, device=flat.device)
+        change = torch.full((len(flat), len(latents)), float(self.add), device=flat.device)
         if self.scale != 1:
-            floor = torch.zeros(len(latents), device=tokens.device)
+            floor = torch.zeros(len(latents), device=flat.device)
             change = change + (self.scale - 1) * self.sae.encode_at(flat, latents, floor).float()
-        change = _weight(tokens, mask) * change
+        change = weight * change
         rows = change.any(-1).nonzero().squeeze(-1)
-        if len(rows) == 0:
-            return tokens
-        return _shift(flat, rows, change[rows], self.sae.W_dec[latents]).view_as(tokens)
+        return flat if len(rows) == 0 else _shift(flat, rows, change[rows], self.sae.W_dec[latents])
 
 
-def join(one: Window, other: Window) -> Window | None:
+def join(one: Edit, other: Edit) -> Edit | None:
     """Two edits as one that costs one encode, or None where they differ in more than their concepts."""
     if type(one) is not type(other) or one.sae.fingerprint != other.sae.fingerprint or _options(one) != _options(other):
         return None
@@ -226,17 +243,9 @@ def join(one: Window, other: Window) -> Window | None:
     return None
 
 
-def _options(edit: Window) -> dict[str, object]:
+def _options(edit: Edit) -> dict[str, object]:
     concerned = ("sae", "selection", "selections", "detectors")
     return {name: value for name, value in vars(edit).items() if name not in concerned}
-
-
-def _check_belongs(sae: SparseAutoencoder, selection: Selection | Detector) -> None:
-    if selection.fingerprint != sae.fingerprint:
-        raise SaeuronError(
-            f"the selection was made with the SAE {selection.fingerprint} and this SAE is "
-            f"{sae.fingerprint}: use the SAE and the table that belong together"
-        )
 
 
 def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

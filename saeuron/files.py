@@ -1,11 +1,15 @@
 """Files that are either whole or absent: written to a temporary name, synced, renamed."""
 
 import contextlib
+import glob
 import json
 import os
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,15 +20,20 @@ from .errors import SaeuronError
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with a temporary path beside ``path``, sync it and rename it into place.
 
+    The temporary name is nobody else's. A new file gets the permissions of any new file, a replaced one keeps its own.
     Raises SaeuronError where the disk refuses; whatever stood at ``path`` before is then untouched.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        open(temporary, "xb").close()  # never through a link that somebody has put there
+        mode = (path if path.exists() else temporary).stat().st_mode
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors writes for its own user alone
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -34,6 +43,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what writers of ``path`` left behind that were killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*.tmp"):
+        number = left.name.split(".")[-3]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

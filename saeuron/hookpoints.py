@@ -33,10 +33,27 @@ class Hookpoint:
             )
         return root.get_submodule(self.name.split(".", 1)[1])
 
+    def read(self, output: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """The tokens ``[B, N, d]`` of this site, from a block's ``output`` and its input, ``[B, d, h, w]`` both."""
+        return to_tokens(output - before if self.site == "residual" else output)
+
+    def write(self, output: torch.Tensor, tokens: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+        """The block's ``output`` with ``edited`` in place of ``tokens``, as `read` gave them.
+
+        Of a residual the difference is added to the output, not the input to the result: where a token is as it was,
+        every bit of the output is.
+        """
+        return output + to_maps(edited - tokens, output) if self.site == "residual" else to_maps(edited, output)
+
 
 def names(root: nn.Module, prefix: str = "unet") -> list[str]:
     """Every whole transformer block of a diffusers UNet, in the order of the model's definition."""
     return [f"{prefix}.{n}" for n, m in root.named_modules() if type(m).__name__ == "Transformer2DModel"]
+
+
+def whole_timestep(timestep: float | torch.Tensor) -> int:
+    """The whole number that a recording or table names ``timestep`` (0…1000) by, whatever host it comes from."""
+    return round(float(timestep))
 
 
 def to_tokens(maps: torch.Tensor) -> torch.Tensor:

@@ -2,60 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from .errors import SaeuronError
 
 
-class Means(Protocol):
-    """What a concept table tells of every latent, each ``[timesteps, n_latents]``."""
-
-    timesteps: torch.Tensor
-    fingerprint: str
-
-    def means(self, concept: str) -> torch.Tensor: ...
-    def average(self, concept: str) -> torch.Tensor: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Selection:
     """For each of ``timesteps`` ``[S]``, ``m`` latents with their numbers; every other field is ``[S, m]``.
 
-    ``means`` are ``μ(i,t,D_c)``, ``thresholds`` are ``μ̄(i,t)``, ``strengths`` are γ. A latent of −1 is an empty place.
+    ``means`` are ``μ(i,t,D_c)``, ``kind_means`` are ``μ̄(i,t)``, ``strengths`` are γ. A latent of −1 is an empty place.
     """
 
     timesteps: torch.Tensor
     latents: torch.Tensor
     means: torch.Tensor
-    thresholds: torch.Tensor
+    kind_means: torch.Tensor
     strengths: torch.Tensor
     concepts: tuple[str, ...]
     fingerprint: str
-
-    @staticmethod
-    def of(table: "Means", concept: str, latents: torch.Tensor, strength: float) -> "Selection":
-        """What ``table`` knows of ``latents`` ``[S, m]`` as those of ``concept``."""
-        return Selection(
-            timesteps=table.timesteps,
-            latents=latents,
-            means=table.means(concept).gather(1, latents),
-            thresholds=table.average(concept).gather(1, latents),
-            strengths=torch.full(latents.shape, float(strength)),
-            concepts=(concept,),
-            fingerprint=table.fingerprint,
-        )
 
     @property
     def is_empty(self) -> bool:
         return not bool((self.latents >= 0).any())
 
-    def at(self, timestep: float) -> "Row":
+    def at(self, timestep: float) -> "SelectedLatents":
         """What holds at the recorded timestep nearest to ``timestep``, so that any sampler and step count works."""
         column = nearest_column(self.timesteps, timestep)
         used = self.latents[column] >= 0
-        return Row(*(field[column][used] for field in (self.latents, self.means, self.thresholds, self.strengths)))
+        return SelectedLatents(
+            *(field[column][used] for field in (self.latents, self.means, self.kind_means, self.strengths))
+        )
 
     @staticmethod
     def merge(selections: Sequence["Selection"]) -> "Selection":
@@ -78,7 +56,7 @@ class Selection:
             timesteps=first.timesteps,
             latents=latents.masked_fill(repeated, -1),
             means=means.gather(1, order),
-            thresholds=torch.cat([s.thresholds for s in selections], 1).gather(1, order),
+            kind_means=torch.cat([s.kind_means for s in selections], 1).gather(1, order),
             strengths=strengths.gather(1, order),
             concepts=tuple(name for s in selections for name in s.concepts),
             fingerprint=first.fingerprint,
@@ -86,16 +64,18 @@ class Selection:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class SelectedLatents:
     """One timestep of a selection; every field is ``[m]``."""
 
     latents: torch.Tensor
     means: torch.Tensor
-    thresholds: torch.Tensor
+    kind_means: torch.Tensor
     strengths: torch.Tensor
 
-    def to(self, device: torch.device) -> "Row":
-        return Row(*(field.to(device) for field in (self.latents, self.means, self.thresholds, self.strengths)))
+    def to(self, device: torch.device) -> "SelectedLatents":
+        return SelectedLatents(
+            *(field.to(device) for field in (self.latents, self.means, self.kind_means, self.strengths))
+        )
 
 
 def nearest_column(timesteps: torch.Tensor, timestep: float) -> int:

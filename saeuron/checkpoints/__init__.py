@@ -1,13 +1,15 @@
-"""SAE checkpoints: one file a format, and the door that finds which it is."""
+"""SAE checkpoints: one module per format; `load_sae` and `load_bundle` detect which."""
 
 from pathlib import Path
 
 import torch
 
 from ..autoencoder import SparseAutoencoder
-from ..concepts import ConceptTable
+from ..concept_table import ConceptTable
 from ..errors import SaeuronError
 from ..files import read_json
+from ..hookpoints import SITES, Hookpoint
+from ..removal import read_settings
 from . import dictionary_learning, overcomplete, saelens, saeuron, sdxl_unbox, sparsify
 from .bundle import Bundle, read_bundle, save_bundle
 from .saeuron import save_sae
@@ -36,45 +38,76 @@ def load_sae(path: str | Path, dtype: torch.dtype | None = None) -> SparseAutoen
 
     Raises SaeuronError naming the file and field: missing file, missing or misshapen tensor, unsupported option.
     """
-    folder = _folder(Path(path))
-    return _converted(read_bundle(path).sae if folder is None else _load_folder(folder), dtype)
+    weights = _weights(Path(path))
+    return _converted(read_bundle(path).sae if weights is None else _load_layout(weights), dtype)
 
 
-def load_bundle(path: str | Path, dtype: torch.dtype | None = None) -> Bundle:
+def load_bundle(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    hookpoint: str | None = None,
+    site: str | None = None,
+    table: str | Path | None = None,
+    settings: str | Path | None = None,
+) -> Bundle:
     """Load whatever ``load_sae`` loads, with what goes with it.
 
-    Of a folder that is ``table.safetensors`` and ``settings.json``, where they lie beside the weights. Raises
-    SaeuronError as ``load_sae`` does, and where the table is another SAE's.
+    Of a folder that is ``table.safetensors`` and ``settings.json``, where they lie beside the weights. ``hookpoint``,
+    ``site``, ``table`` and ``settings`` win over what the files say. Raises SaeuronError as ``load_sae`` does, and
+    where the table is another SAE's.
     """
-    folder = _folder(Path(path))
-    if folder is None:
+    weights = _weights(Path(path))
+    if weights is None:
         bundle = read_bundle(path)
         bundle.sae = _converted(bundle.sae, dtype)
-        return bundle
-    sae = _converted(_load_folder(folder), dtype)
-    table = folder / "table.safetensors"
-    return Bundle(sae, _table(table, sae.fingerprint) if table.exists() else None, _settings(folder / "settings.json"))
+    else:
+        bundle = Bundle(_converted(_load_layout(weights), dtype))
+        beside = weights.parent / "table.safetensors", weights.parent / "settings.json"
+        table, settings = (
+            given or (own if own.exists() else None) for given, own in zip((table, settings), beside, strict=True)
+        )
+    if table is not None:
+        bundle.table = _table(Path(table), bundle.sae.fingerprint)
+    if settings is not None:
+        bundle.settings = read_settings(settings)
+    bundle.sae.hookpoint = _hookpoint(bundle.sae.hookpoint, hookpoint, site)
+    return bundle
 
 
-def _folder(path: Path) -> Path | None:
-    """The folder that ``path`` is or lies in as one of a layout's files; None where it may be a bundle."""
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _hookpoint(own: Hookpoint | None, name: str | None, site: str | None) -> Hookpoint | None:
+    if own is None and name is None:
+        return None
+    return Hookpoint(name or own.name, site or (own.site if own else SITES[0]))
+
+
+def _weights(path: Path) -> Path | None:
+    """The file of weights that ``path`` is, or that the folder holds which it is or whose config it is.
+
+    None where it may be a bundle. What is chosen is what is read: a file of weights stands for itself alone.
+    """
     if path.is_dir():
-        return path
+        return _weights_in(path)
     if not path.exists():
         raise SaeuronError(f"{path} is not a folder with cfg.json and sae.safetensors")
-    if path.name in LAYOUTS or path.name in {config for config, _, _ in LAYOUTS.values()}:
-        return path.parent
+    if path.name in LAYOUTS:
+        return path
+    if path.name in {config for config, _, _ in LAYOUTS.values()}:
+        return _weights_in(path.parent)
     if path.suffix != ".safetensors":
         raise SaeuronError(f"{path} is not an SAE file this program reads: give a bundle (.safetensors) or a folder")
     return None
 
 
-def _load_folder(folder: Path) -> SparseAutoencoder:
-    for weights, (_, _, load) in LAYOUTS.items():
-        if (folder / weights).exists():
-            return load(folder)
+def _weights_in(folder: Path) -> Path:
+    found = [folder / name for name in LAYOUTS if (folder / name).exists()]
+    if found:
+        return found[0]
     if (folder / "cfg.json").exists():
-        return _saeuron_or_sparsify(folder)
+        return folder / "sae.safetensors"  # whose absence is then told by name
     inside = sorted(
         {found.parent for name in LAYOUTS for found in (*folder.glob(f"*/{name}"), *folder.glob(f"*/*/{name}"))}
     )
@@ -82,6 +115,10 @@ def _load_folder(folder: Path) -> SparseAutoencoder:
         raise SaeuronError(f"{folder} is not the folder of an SAE; it holds {', '.join(map(str, inside[:5]))}")
     known = "; ".join(f"{config} and {weights} ({who})" for weights, (config, who, _) in LAYOUTS.items())
     raise SaeuronError(f"{folder} is not the folder of an SAE: that would hold {known}")
+
+
+def _load_layout(weights: Path) -> SparseAutoencoder:
+    return LAYOUTS[weights.name][2](weights.parent)
 
 
 def _converted(sae: SparseAutoencoder, dtype: torch.dtype | None) -> SparseAutoencoder:
@@ -96,12 +133,3 @@ def _table(path: Path, fingerprint: str) -> ConceptTable:
     except SaeuronError as error:
         raise SaeuronError(f"{path}: {error}") from None
     return table
-
-
-def _settings(path: Path) -> dict[str, dict]:
-    if not path.exists():
-        return {}
-    concepts = read_json(path).get("concepts")
-    if not isinstance(concepts, dict) or not all(isinstance(values, dict) for values in concepts.values()):
-        raise SaeuronError(f"{path} is not a settings file: it has no `concepts`, each with its settings")
-    return concepts

@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 
 from ..autoencoder import SparseAutoencoder
-from ..compact import CompactTable
-from ..concepts import ConceptTable
+from ..concept_table import CompactTable, ConceptTable
 from ..errors import SaeuronError
 from ..files import read_tensors, write_tensors
 from ..hookpoints import Hookpoint
-from ..settings import Setting
+from ..removal import Setting, parse_settings
 from .canonical import build, tensors_of
 
 FORMAT, VERSION = "saeuron-bundle", 1
@@ -26,20 +25,20 @@ TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 @dataclass(eq=False)
 class Bundle:
-    """An SAE and what goes with it: a concept table, settings by concept (as ``settings.json`` has them), a card.
+    """An SAE and what goes with it: a concept table, how each concept is removed, a card.
 
     ``card`` is the model card's Markdown, ``licence`` its SPDX name; both are empty where nobody said.
     """
 
     sae: SparseAutoencoder
-    table: ConceptTable | CompactTable | None = None
-    settings: dict[str, dict] = field(default_factory=dict)
+    table: ConceptTable | None = None
+    settings: dict[str, Setting] = field(default_factory=dict)
     card: str = ""
     licence: str = ""
 
 
 def save_bundle(bundle: Bundle, path: str | Path) -> None:
-    """Write ``bundle`` to ``path``, a ``.safetensors`` file; a ConceptTable is cut down to a CompactTable.
+    """Write ``bundle`` to ``path``, a ``.safetensors`` file; a whole table is cut down to a CompactTable.
 
     Raises SaeuronError where the table is another SAE's, or a setting names a concept or latents the table lacks.
     """
@@ -49,16 +48,17 @@ def save_bundle(bundle: Bundle, path: str | Path) -> None:
     sae._fingerprint = None  # of the weights as they are now
     if table is not None:
         table.check_belongs(sae.fingerprint)
-    if isinstance(table, ConceptTable):
+    if table is not None and not isinstance(table, CompactTable):
         table = CompactTable.of(table, sae.config.get("assignment"))
     for concept, setting in bundle.settings.items():
         if table is not None:
-            Setting.parse(setting).select(sae, table, concept)
+            setting.selection(sae, table, concept)
     tensors = {name: getattr(sae, name) for name in TENSORS}
     if sae.activation == "jumprelu":
         tensors["threshold"] = sae.threshold
     packed, about = table.pack() if table is not None else ({}, None)
-    description = {"format": FORMAT, "version": VERSION, **_describe(sae), "table": about, "settings": bundle.settings}
+    description = {"format": FORMAT, "version": VERSION, **_describe(sae), "table": about}
+    description["settings"] = {concept: setting.values() for concept, setting in bundle.settings.items()}
     description |= {"licence": bundle.licence, "card": bundle.card}
     write_tensors(path, tensors | packed, {"saeuron": json.dumps(description, ensure_ascii=False)})
 
@@ -94,7 +94,7 @@ def read_bundle(path: str | Path) -> Bundle:
         table = about["table"]
         if table is not None:
             table = CompactTable.unpack(tensors, table, sae.n_latents, sae.fingerprint)
-        return Bundle(sae, table, dict(about["settings"]), about["card"], about["licence"])
+        return Bundle(sae, table, parse_settings(about["settings"], path), about["card"], about["licence"])
     except KeyError as error:
         raise SaeuronError(f"{path} is not a bundle: it lacks {error}") from None
     except SaeuronError as error:

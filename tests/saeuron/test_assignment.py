@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from saeuron import (
-    ConceptTable,
+    ConceptStatistics,
     SaeuronError,
     assign,
     assign_at_random,
@@ -11,17 +11,18 @@ from saeuron import (
     save_sae,
     select_assigned,
 )
+from saeuron.concept_table import WholeTable
 
 KINDS = {"neon": "style", "cat": "object", "dog": "object", "ink": "style"}
 
 
 def table_of(scores, fingerprint="sae"):
     """A table whose scores are ``scores`` ``{concept: [latents]}`` at both of its timesteps, up to a constant."""
-    table = ConceptTable(KINDS, (9, 5), 6, fingerprint)
-    table.counts += 1
+    statistics = ConceptStatistics(KINDS, (9, 5), 6, fingerprint)
+    statistics.counts += 1
     for name, values in scores.items():
-        table.sums[table.row(name)] = torch.tensor(values)
-    return table
+        statistics.sums[statistics.row(name)] = torch.tensor(values)
+    return WholeTable(statistics)
 
 
 def test_each_takes_its_best_free_latent_objects_before_styles_and_the_surest_first():
@@ -49,7 +50,8 @@ def test_each_takes_its_best_free_latent_objects_before_styles_and_the_surest_fi
 
 def test_scores_are_averaged_over_timesteps():
     table = table_of({"cat": [1.0] * 6, "dog": [1.0] * 6, "neon": [1.0] * 6, "ink": [1.0] * 6})
-    table.sums[table.row("cat"), 0, 1], table.sums[table.row("cat"), 1, 4] = 3.0, 30.0
+    cat = table.statistics.sums[table.statistics.row("cat")]
+    cat[0, 1], cat[1, 4] = 3.0, 30.0
     assert assign(table, ["cat"]) == {"cat": 4}
 
 
@@ -62,7 +64,7 @@ def test_only_the_concepts_asked_for_take_latents():
 def test_more_concepts_than_latents_are_refused():
     with pytest.raises(SaeuronError, match="4 concepts need a latent each and the SAE has only 3"):
         assign_at_random(KINDS, 3, seed=0)
-    table = ConceptTable(KINDS, (9,), 3, "sae")
+    table = WholeTable(ConceptStatistics(KINDS, (9,), 3, "sae"))
     with pytest.raises(SaeuronError, match="only 3"):
         assign(table)
 
@@ -91,10 +93,10 @@ def test_a_missing_or_impossible_assignment_is_refused(make_sae, assignment, com
 
 def test_a_concept_s_selection_is_its_one_latent_with_its_own_numbers():
     table = table_of({name: [1.0, 2, 3, 4, 5, 6] for name in KINDS})
-    table.sums[table.row("cat"), 0, 2] = 7.0
+    table.statistics.sums[table.statistics.row("cat"), 0, 2] = 7.0
     selection = select_assigned(table, {"cat": 2, "dog": 5}, "cat", strength=-4.0)
     assert selection.latents.tolist() == [[2], [2]] and selection.strengths.tolist() == [[-4.0], [-4.0]]
-    assert selection.means.tolist() == [[7.0], [3.0]] and selection.thresholds.tolist() == [[5.0], [3.0]]
+    assert selection.means.tolist() == [[7.0], [3.0]] and selection.kind_means.tolist() == [[5.0], [3.0]]
     assert (selection.concepts, selection.fingerprint) == (("cat",), "sae")
 
 

@@ -4,13 +4,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, load_sae, save_sae
+from saeuron import (
+    ConceptStatistics,
+    ConceptTable,
+    Hookpoint,
+    SaeuronError,
+    Setting,
+    load_sae,
+    save_sae,
+    write_settings,
+)
 from saeuron.checkpoints import Bundle, load_bundle, save_bundle
-from saeuron.compact import CompactTable
+from saeuron.concept_table import CompactTable, WholeTable
 from saeuron.files import read_tensors, write_json, write_tensors
 
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1", "residual")
-SETTINGS = {"cat": {"latents": 2, "strength": -5.0, "per_timestep": True}}
+SETTINGS = {"cat": Setting(2, -5.0)}
 KINDS = [
     {},
     {"activation": "batch_topk", "threshold": 1.5},
@@ -23,10 +32,12 @@ KINDS = [
 def make_table():
     def make(sae, concepts=("cat", "dog", "bird"), steps=3) -> ConceptTable:
         timesteps = [1 + 10 * step for step in range(steps)]
-        table = ConceptTable(dict.fromkeys(concepts, "object"), timesteps, sae.n_latents, sae.fingerprint, sae.origin)
-        table.sums = torch.rand(table.sums.shape, generator=torch.Generator().manual_seed(0))
-        table.counts += 1
-        return table
+        statistics = ConceptStatistics(
+            dict.fromkeys(concepts, "object"), timesteps, sae.n_latents, sae.fingerprint, sae.origin
+        )
+        statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(0))
+        statistics.counts += 1
+        return WholeTable(statistics)
 
     return make
 
@@ -113,7 +124,10 @@ def test_a_folder_keeps_every_activation(make_sae, make_tokens, tmp_path, option
 def test_a_folder_s_table_and_settings_are_picked_up(make_sae, make_table, tmp_path, name):
     save_sae(make_sae(), tmp_path)
     make_table(make_sae()).save(tmp_path / "table.safetensors")
-    write_json(tmp_path / "settings.json", {"concepts": SETTINGS, "images": 60})
+    write_json(
+        tmp_path / "settings.json",
+        {"concepts": {"cat": {"latents": 2, "strength": -5.0, "per_timestep": True}}, "images": 60},
+    )
     bundle = load_bundle(tmp_path / name)
     assert isinstance(bundle.table, ConceptTable) and bundle.settings == SETTINGS
 
@@ -143,7 +157,7 @@ def test_the_table_of_another_sae_is_refused(bundle, make_sae, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
-    [({"cta": {"latents": 1}}, "the nearest are cat"), ({"cat": {"latents": 65}}, "keeps 64 a concept")],
+    [({"cta": Setting()}, "the nearest are cat"), ({"cat": Setting(65)}, "keeps 64 a concept")],
 )
 def test_settings_that_the_table_cannot_serve_are_refused(bundle, tmp_path, settings, complaint):
     bundle.settings = settings
@@ -218,3 +232,28 @@ def test_a_full_disk_leaves_no_bundle_behind(bundle, tmp_path, full_disk):
     with pytest.raises(SaeuronError, match="No space left on device"):
         save_bundle(bundle, tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_chosen_is_what_is_read(bundle, make_sae, tmp_path):
+    """A bundle beside another SAE's files is itself, and a file of weights stands for its own layout alone."""
+    other = make_sae(seed=9)
+    save_sae(other, tmp_path)
+    save_bundle(bundle, tmp_path / "mine.safetensors")
+    torch.save({"never": "read"}, tmp_path / "ae.pt")
+    assert load_sae(tmp_path / "mine.safetensors").fingerprint == bundle.sae.fingerprint
+    for chosen in ("sae.safetensors", "cfg.json", "."):
+        assert load_sae(tmp_path / chosen).fingerprint == other.fingerprint
+
+
+def test_what_the_user_says_wins_over_the_files(bundle, make_sae, make_table, tmp_path):
+    save_bundle(bundle, tmp_path / "a.safetensors")
+    make_table(bundle.sae, concepts=("cat", "owl")).save(tmp_path / "other_table.safetensors")
+    write_settings(tmp_path / "other.json", {"cat": Setting(1, -9.0)})
+    told = {"hookpoint": "unet.mid_block.attentions.0", "site": "output"}
+    files = {"table": tmp_path / "other_table.safetensors", "settings": tmp_path / "other.json"}
+    found = load_bundle(tmp_path / "a.safetensors", **told, **files)
+    assert found.sae.hookpoint == Hookpoint(told["hookpoint"], "output")
+    assert list(found.table.concepts) == ["cat", "owl"] and found.settings == {"cat": Setting(1, -9.0)}
+    make_table(make_sae(seed=9)).save(tmp_path / "foreign_table.safetensors")
+    with pytest.raises(SaeuronError, match=r"foreign_table\.safetensors: the concept table was made with the SAE"):
+        load_bundle(tmp_path / "a.safetensors", table=tmp_path / "foreign_table.safetensors")

@@ -25,7 +25,7 @@ def plainly(sae, selection, tokens, timestep, mask=None, paper_exact=False):
     column = min(range(len(selection.timesteps)), key=lambda c: abs(selection.timesteps[c].item() - timestep))
     for place, latent in enumerate(selection.latents[column].tolist()):
         factor = selection.strengths[column, place].double() * selection.means[column, place].double()
-        fires = f[..., latent] > selection.thresholds[column, place].double()
+        fires = f[..., latent] > selection.kind_means[column, place].double()
         edited[..., latent] = torch.where(fires, factor * f[..., latent], f[..., latent])
     recon, recon_edited = f @ W_dec + b_dec, edited @ W_dec + b_dec
     result = recon_edited + (recon - x) if paper_exact else recon_edited + (x - recon)
@@ -36,7 +36,7 @@ def relative_difference(got, expected):
     return ((got.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-def select(sae, latents, means=None, thresholds=0.4, strengths=-3.0, timesteps=(901, 501, 101), concept="cat"):
+def select(sae, latents, means=None, kind_means=0.4, strengths=-3.0, timesteps=(901, 501, 101), concept="cat"):
     """A selection of ``latents`` at every timestep, with other means at each."""
     shape = (len(timesteps), len(latents))
     if means is None:
@@ -45,7 +45,7 @@ def select(sae, latents, means=None, thresholds=0.4, strengths=-3.0, timesteps=(
         timesteps=torch.tensor(timesteps),
         latents=torch.tensor(latents, dtype=torch.long).expand(shape).clone(),
         means=torch.as_tensor(means).float().expand(shape).clone(),
-        thresholds=torch.full(shape, float(thresholds)),
+        kind_means=torch.full(shape, float(kind_means)),
         strengths=torch.full(shape, float(strengths)),
         concepts=(concept,),
         fingerprint=sae.fingerprint,
@@ -124,7 +124,7 @@ def test_an_empty_selection_hands_back_the_very_tokens_and_encodes_nothing(
 
 def test_tokens_that_all_lack_the_concept_are_handed_back_without_a_full_encode(make_sae, make_tokens, full_encodes):
     sae, tokens = make_sae(), make_tokens(2, 5, 16)
-    assert Ablate(sae, select(sae, [7], thresholds=1e6))(tokens, 501) is tokens
+    assert Ablate(sae, select(sae, [7], kind_means=1e6))(tokens, 501) is tokens
     assert full_encodes == [0]
 
 
@@ -149,7 +149,7 @@ def test_the_nearest_recorded_timestep_is_used(make_sae, make_tokens, timestep, 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 4 * 6), (2, 5 * 3)])
 def test_any_number_of_tokens_and_images_is_edited(make_sae, make_tokens, shape):
     sae, tokens = make_sae(), make_tokens(*shape, 16)
-    selection = select(sae, list(range(64)), thresholds=0)
+    selection = select(sae, list(range(64)), kind_means=0)
     got = Ablate(sae, selection)(tokens, 501)
     assert got.shape == tokens.shape
     assert relative_difference(got, plainly(sae, selection, tokens, 501)) < RELATIVE

@@ -1,4 +1,8 @@
 import errno
+import os
+import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,9 +69,38 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
 
 
 def test_a_leftover_of_a_killed_run_is_written_over(tmp_path):
-    (tmp_path / "a.txt.tmp").write_text("half", "utf-8")
+    """One of a writer that is gone; another's that is still at work stays."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".a.txt.{gone.pid}.abc.tmp").write_text("half", "utf-8")
+    (tmp_path / f".a.txt.{os.getpid()}.abc.tmp").write_text("half", "utf-8")
     write_text(tmp_path / "a.txt", "whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".a.txt.{os.getpid()}.abc.tmp", "a.txt"]
+
+
+def test_new_files_have_the_permissions_of_any_new_file_and_old_ones_keep_theirs(tmp_path):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "new", {"a": torch.ones(1)})
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "new").chmod(0o640)
+    write_tensors(tmp_path / "new", {"a": torch.zeros(1)})
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_two_writers_of_one_file_leave_one_whole_file(tmp_path):
+    """Each writes under a name of its own, so that neither tears the other's."""
+
+    def slow(text):
+        def write(temporary):
+            temporary.write_text(text[:5], "utf-8")
+            write_text(tmp_path / "a", "between")
+            temporary.write_text(text, "utf-8")
+
+        return write
+
+    write_atomically(tmp_path / "a", slow("the last to be renamed"))
+    assert (tmp_path / "a").read_text("utf-8") == "the last to be renamed"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

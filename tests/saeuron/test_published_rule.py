@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import linear, normalize
 
-from saeuron import Ablate, ConceptTable, SparseAutoencoder
+from saeuron import Ablate, ConceptStatistics, SparseAutoencoder
+from saeuron.concept_table import WholeTable
 
 D_IN, N_LATENTS, K, STEPS = 1280, 20480, 32, 100
 CONCEPTS = ("Bears", "Cats", "Dogs")
@@ -74,13 +75,13 @@ def published_table():
 
 @pytest.fixture(scope="module")
 def table(sae, published_table):
-    """The same numbers as a ConceptTable, by timestep in place of call."""
+    """The same numbers as a table, by timestep in place of call."""
     timesteps = [FIRST_STEP - STRIDE * step for step in range(STEPS)]
-    table = ConceptTable(dict.fromkeys(CONCEPTS, "object"), timesteps[::-1], N_LATENTS, sae.fingerprint)
+    statistics = ConceptStatistics(dict.fromkeys(CONCEPTS, "object"), timesteps[::-1], N_LATENTS, sae.fingerprint)
     for name, acts in published_table.items():
         for step, timestep in enumerate(timesteps):
-            table.add([[name]] * len(acts), timestep, acts[:, step].float())
-    return table
+            statistics.add([[name]] * len(acts), timestep, acts[:, step].float())
+    return WholeTable(statistics)
 
 
 def tokens_with(sae, latents, seed, others=5):

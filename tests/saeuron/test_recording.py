@@ -93,7 +93,7 @@ def test_a_kill_between_shard_and_manifest_is_resumed_to_the_same_files(tmp_path
     manifest = (tmp_path / "killed" / "manifest.json").read_bytes()
     writer.write(1, rows(1), seed=1)
     (tmp_path / "killed" / "manifest.json").write_bytes(manifest)
-    (tmp_path / "killed" / "shard-00001.safetensors.tmp").write_bytes(b"half")
+    (tmp_path / "killed" / ".shard-00001.safetensors.99999999.abc.tmp").write_bytes(b"half")
     assert len(Recording(tmp_path / "killed")) == 10
     record(tmp_path / "killed", [0, 1])
     assert files(tmp_path / "killed") == files(tmp_path / "at once")

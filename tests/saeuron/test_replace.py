@@ -17,7 +17,7 @@ def select(sae, latents, threshold=0.4, timesteps=(901, 501, 101)):
         timesteps=torch.tensor(timesteps),
         latents=torch.tensor(latents, dtype=torch.long).expand(shape).clone(),
         means=torch.full(shape, 0.3),
-        thresholds=torch.full(shape, float(threshold)),
+        kind_means=torch.full(shape, float(threshold)),
         strengths=torch.full(shape, -1.0),
         concepts=("cat",),
         fingerprint=sae.fingerprint,

@@ -4,13 +4,13 @@ import torch
 from saeuron import SaeuronError, Selection
 
 
-def select(latents, means, concept="cat", timesteps=(9, 5), strengths=-2.0, thresholds=0.5, fingerprint="sae"):
+def select(latents, means, concept="cat", timesteps=(9, 5), strengths=-2.0, kind_means=0.5, fingerprint="sae"):
     latents = torch.tensor(latents)
     return Selection(
         timesteps=torch.tensor(timesteps),
         latents=latents,
         means=torch.tensor(means, dtype=torch.float32),
-        thresholds=torch.full(latents.shape, float(thresholds)),
+        kind_means=torch.full(latents.shape, float(kind_means)),
         strengths=torch.full(latents.shape, float(strengths)),
         concepts=(concept,),
         fingerprint=fingerprint,
@@ -34,7 +34,7 @@ def test_a_timestep_may_be_a_tensor():
 def test_empty_places_are_left_out_of_a_row():
     row = select([[1, -1], [-1, -1]], [[0.1, 0.2], [0.3, 0.4]]).at(9)
     assert row.latents.tolist() == [1]
-    assert {len(field) for field in (row.means, row.thresholds, row.strengths)} == {1}
+    assert {len(field) for field in (row.means, row.kind_means, row.strengths)} == {1}
 
 
 def test_a_selection_without_latents_is_empty():
@@ -44,14 +44,14 @@ def test_a_selection_without_latents_is_empty():
 
 
 def test_merging_keeps_every_latent_of_every_concept_with_its_own_numbers():
-    dog = select([[7], [8]], [[0.7], [0.8]], "dog", strengths=-1, thresholds=0.9)
+    dog = select([[7], [8]], [[0.7], [0.8]], "dog", strengths=-1, kind_means=0.9)
     merged = Selection.merge([CAT, dog])
     assert merged.concepts == ("cat", "dog")
     for timestep, own in ((9, CAT), (5, CAT), (9, dog), (5, dog)):
         row, expected = merged.at(timestep), own.at(timestep)
         for place, latent in enumerate(expected.latents.tolist()):
             (found,) = (row.latents == latent).nonzero().flatten()
-            for field in ("means", "thresholds", "strengths"):
+            for field in ("means", "kind_means", "strengths"):
                 assert getattr(row, field)[found] == getattr(expected, field)[place]
 
 

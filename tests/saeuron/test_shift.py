@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saeuron import ConceptTable, SaeuronError, Selection, Setting, Shift, default_setting, removal
+from saeuron import ConceptStatistics, SaeuronError, Selection, Setting, Shift, build_edits, default_setting
+from saeuron.concept_table import WholeTable
 from saeuron.detector import Detector
 from saeuron.edits import join
 
@@ -105,12 +106,12 @@ def test_tokens_and_selections_of_another_sae_are_refused(case, make_sae, make_t
 
 
 def table_of(sae):
-    table = ConceptTable(
+    statistics = ConceptStatistics(
         {"cat": "object", "dog": "object", "oil": "style", "ink": "style"}, [901, 101], sae.n_latents, sae.fingerprint
     )
-    table.sums = torch.rand(table.sums.shape, generator=torch.Generator().manual_seed(0))
-    table.counts += 1
-    return table
+    statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(0))
+    statistics.counts += 1
+    return WholeTable(statistics)
 
 
 def test_settings_come_to_one_shift_that_assigned_latents_guide(make_sae):
@@ -118,7 +119,7 @@ def test_settings_come_to_one_shift_that_assigned_latents_guide(make_sae):
     sae.config["assignment"] = {"cat": 5, "dog": 6, "oil": 9, "ink": 2}
     table = table_of(sae)
     settings = {name: replace(default_setting(sae, table.concepts[name]), latents=4) for name in ("cat", "oil")}
-    (edit,) = removal(sae, table, settings)
+    (edit,) = build_edits(sae, table, settings)
     cat, oil = edit.detectors
     assert isinstance(edit, Shift) and cat.latents.tolist() == [5, 6] and oil.latents.tolist() == [9, 2]
     assert [one.concepts for one in edit.selections] == [("cat",), ("oil",)]
@@ -129,6 +130,6 @@ def test_settings_come_to_one_shift_that_assigned_latents_guide(make_sae):
 def test_an_sae_without_assigned_latents_is_used_as_saeuron_does(make_sae):
     sae = make_sae()
     assert default_setting(sae, "object") == Setting()
-    (edit,) = removal(sae, table_of(sae), {"cat": Setting(4, edit="shift", presence=0.5)})
+    (edit,) = build_edits(sae, table_of(sae), {"cat": Setting(4, edit="shift", presence=0.5)})
     best = table_of(sae).scores("cat").mean(0).argmax()
     assert edit.detectors[0].latents[0] == best

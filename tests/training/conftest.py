@@ -13,7 +13,8 @@ import torch
 import saeuron.files
 from benchmarks.ldm import Size
 from benchmarks.random_sd15 import write
-from saeuron import ConceptTable, Hookpoint, SparseAutoencoder
+from saeuron import ConceptStatistics, Hookpoint, SparseAutoencoder
+from saeuron.concept_table import WholeTable
 from tinycanvas.drawing import OBJECTS, STYLES
 from training.diffusion.load import load_model
 
@@ -68,15 +69,15 @@ def make_sae() -> Callable[..., SparseAutoencoder]:
 
 
 @pytest.fixture
-def make_table() -> Callable[..., ConceptTable]:
+def make_table() -> Callable[..., WholeTable]:
     """A table of all of TinyCanvas's concepts for ``sae``, as if scored with 25 DDIM steps, with random means."""
 
-    def make(sae, timesteps=tuple(range(1, 1000, 40)), seed=0) -> ConceptTable:
+    def make(sae, timesteps=tuple(range(1, 1000, 40)), seed=0) -> WholeTable:
         kinds = dict.fromkeys(OBJECTS, "object") | dict.fromkeys(STYLES, "style")
-        table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
-        table.sums = torch.rand(table.sums.shape, generator=torch.Generator().manual_seed(seed))
-        table.counts += 1
-        return table
+        statistics = ConceptStatistics(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
+        statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(seed))
+        statistics.counts += 1
+        return WholeTable(statistics)
 
     return make
 

@@ -1,25 +1,9 @@
-"""Settings as files and as lists to try."""
+"""Settings of the targets of a command."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeuron import SaeuronError, Setting
-from saeuron.files import read_json, write_json
-
-
-def read_settings(path: Path) -> dict[str, Setting]:
-    """Concept → Setting; raises SaeuronError naming the file and the concept that is wrong."""
-    concepts = read_json(path).get("concepts")
-    if not isinstance(concepts, dict):
-        raise SaeuronError(f"{path} is not a settings file: it has no `concepts`")
-    found = {}
-    for name, values in concepts.items():
-        try:
-            found[name] = Setting.parse(values)
-        except (SaeuronError, TypeError) as error:
-            raise SaeuronError(f"{path}, concept {name!r}: {error}") from None
-    return found
+from saeuron import SaeuronError, Setting, read_settings
 
 
 def settings_of(targets: Sequence[str], path: Path | None, otherwise: Setting) -> dict[str, Setting]:
@@ -32,7 +16,3 @@ def settings_of(targets: Sequence[str], path: Path | None, otherwise: Setting) -
     if not settings:
         raise SaeuronError("there is no target: give --targets or --settings")
     return settings
-
-
-def write_settings(path: Path, settings: dict[str, Setting], **notes: object) -> None:
-    write_json(path, {"concepts": {name: dataclasses.asdict(s) for name, s in settings.items()}} | notes)

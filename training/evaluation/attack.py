@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, removal
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, build_edits, load_sae
 from saeuron.files import write_json, write_text
 
 from ..common.config import save_config
@@ -70,7 +70,7 @@ class Attack:
     def run(self) -> None:
         sae, table = load_sae(self.sae), ConceptTable.load(self.table)
         settings = settings_of(self.targets, self.settings, Setting(self.latents, self.strength))
-        edits = {name: {sae.hookpoint: removal(sae, table, {name: own})} for name, own in settings.items()}
+        edits = {name: {sae.hookpoint: build_edits(sae, table, {name: own})} for name, own in settings.items()}
         pipeline = load_model("tinycanvas")
         check_fits(sae, pipeline)
         rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder, load_sae, removal
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder, build_edits, load_sae
 from saeuron.files import write_json, write_text
 
 from ..common.config import save_config
@@ -66,14 +66,18 @@ class Evaluate:
     def run(self) -> None:
         device = own_device(self.device)
         sae, table = load_sae(self.sae).to(device), ConceptTable.load(self.table)
-        settings = settings_of(self.targets, self.settings, Setting(self.latents, self.strength, self.per_timestep))
+        settings = settings_of(
+            self.targets,
+            self.settings,
+            Setting(self.latents, self.strength, self.per_timestep, paper_exact=self.paper_exact),
+        )
         for name in settings:
-            table.row(name)
+            table.kind(name)
         pipeline = load_model("tinycanvas", device, self.sampler)
         check_fits(sae, pipeline)
         rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)
         sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
-        report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling, self.paper_exact)
+        report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
         if is_main():
             save_config(self, self.output)
             write_json(self.output / "evaluation.json", report)
@@ -97,10 +101,9 @@ def evaluate(
     rows: list[dict],
     seeds: list[int],
     sampling: Sampling,
-    paper_exact: bool = False,
 ) -> dict:
     """Base accuracies of the unedited model, and UA, IRA, CRA of each target on the same seeds."""
-    edits = {name: removal(sae, table, {name: setting}, paper_exact) for name, setting in settings.items()}
+    edits = {name: build_edits(sae, table, {name: setting}) for name, setting in settings.items()}
     base = _verdicts(pipeline, rows, seeds, sampling)
     targets = []
     for name, chain in track(list(edits.items()), "evaluating"):

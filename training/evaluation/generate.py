@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeuron import ConceptTable, SaeuronError, Setting, load_sae, removal
+from saeuron import ConceptTable, SaeuronError, Setting, build_edits, load_sae, read_settings
 
 from ..common.config import save_config
 from ..common.pictures import save_grid, save_picture
 from ..common.progress import console
 from ..common.prompts import read_prompts
-from ..common.settings import read_settings
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
 
@@ -66,11 +65,11 @@ class Generate:
             raise SaeuronError("there is nothing to draw: give --prompt or --prompts")
         sae, table = load_sae(self.sae), ConceptTable.load(self.table)
         tuned = read_settings(self.settings) if self.settings else {}
-        plain = Setting(self.latents, self.strength, self.per_timestep)
+        plain = Setting(self.latents, self.strength, self.per_timestep, paper_exact=self.paper_exact)
         chosen = {name: tuned.get(name, plain) for name in self.remove}
         for name in chosen:
-            table.row(name)
-        edits = {sae.hookpoint: removal(sae.to(self.device), table, chosen, self.paper_exact)}
+            table.kind(name)
+        edits = {sae.hookpoint: build_edits(sae.to(self.device), table, chosen)}
         pipeline = load_model(self.model, self.device, self.sampler)
         check_fits(sae, pipeline)
         sampling = Sampling(self.steps, self.guidance, self.batch, height=self.height, width=self.width)

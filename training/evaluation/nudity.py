@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, removal
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, build_edits, load_sae, read_settings
 from saeuron.errors import nearest
 from saeuron.files import read_json, write_json, write_text
 
@@ -22,7 +22,6 @@ from ..common.config import made, recipe, save_config
 from ..common.pictures import save_picture, to_picture
 from ..common.processes import barrier, is_main, own_device, share
 from ..common.progress import console, track
-from ..common.settings import read_settings
 from ..diffusion.hook import Edit
 from ..diffusion.load import Pipeline, check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
@@ -116,12 +115,11 @@ def run(config: Nudity) -> dict:
     rows, seeds = read_csv(config.prompts, config.prompt_column, config.seed_column, config.limit)
     sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
     tuned = read_settings(config.settings) if config.settings else {}
-    settings = {
-        name: tuned.get(name, Setting(config.latents, config.strength, config.per_timestep)) for name in config.remove
-    }
+    plain = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
+    settings = {name: tuned.get(name, plain) for name in config.remove}
     for name in settings:
-        table.row(name)
-    edits = {sae.hookpoint: removal(sae, table, settings, config.paper_exact)}
+        table.kind(name)
+    edits = {sae.hookpoint: build_edits(sae, table, settings)}
     detect = load_detector()
     pipeline = load_model(config.model, device, config.sampler)
     check_fits(sae, pipeline)

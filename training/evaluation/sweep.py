@@ -11,13 +11,20 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, load_sae, read_assignment, removal
-from saeuron.settings import check_ways
+from saeuron import (
+    ConceptTable,
+    SaeuronError,
+    Setting,
+    SparseAutoencoder,
+    build_edits,
+    load_sae,
+    read_assignment,
+    write_settings,
+)
 
 from ..common.config import save_config
 from ..common.progress import console
 from ..common.prompts import read_labelled
-from ..common.settings import write_settings
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
 from .judges import judge_tinycanvas
@@ -87,7 +94,7 @@ class Sweep:
         rows = read_labelled(self.prompts, KINDS)
         anchors = {name: anchor_rows(rows, table, name, self.images, self.seed) for name in self.targets}
         for name in self.targets:
-            removal(sae, table, {name: found[0]})
+            build_edits(sae, table, {name: found[0]})
         pipeline = load_model("tinycanvas", self.device)
         check_fits(sae, pipeline)
         sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
@@ -95,7 +102,7 @@ class Sweep:
         settings, images = {}, 0
         for name, (shown, seeds) in anchors.items():
             settings[name], cost = sweep(
-                Bench(pipeline, sae, table, sampling, self.paper_exact),
+                Bench(pipeline, sae, table, sampling),
                 name,
                 found,
                 shown,
@@ -106,7 +113,7 @@ class Sweep:
             )
             images += cost
         path = self.output / "settings.json"
-        write_settings(path, settings, images=images, fingerprint=sae.fingerprint, paper_exact=self.paper_exact)
+        write_settings(path, settings, images=images, fingerprint=sae.fingerprint)
         console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
 
 
@@ -118,18 +125,19 @@ class Bench:
     sae: SparseAutoencoder
     table: ConceptTable
     sampling: Sampling
-    paper_exact: bool = False
 
 
 def candidates(config: Sweep, sae: SparseAutoencoder) -> list[Setting]:
     """Every setting that ``config`` allows; a single one where the edit has nothing to search."""
-    check_ways(config.edit, config.scale)
     if config.assigned:
         read_assignment(sae)
     one = config.assigned and config.edit != "shift"
     latents, per_timestep = ([1], [True]) if one else (list(config.latents), list(config.per_timestep))
+    source = "assigned" if config.assigned else "score"
+    way = {"edit": config.edit, "scale": config.scale, "paper_exact": config.paper_exact}
+    way["detect" if config.edit == "shift" else "select"] = source
     found = [
-        dataclasses.replace(setting, edit=config.edit, scale=config.scale, assigned=config.assigned)
+        dataclasses.replace(setting, **way)
         for setting in grid(latents, list(config.strengths), per_timestep, config.presence)
     ]
     if not found:
@@ -143,7 +151,7 @@ def anchor_rows(
     """Prompts and seeds for ``images`` pictures: a third show the target, the rest spread over the other prompts."""
     if images < 2:
         raise SaeuronError(f"a search draws at least 2 pictures a setting, and {images} is fewer")
-    kind = table.concepts[target] if target in table.concepts else table.row(target)
+    kind = table.kind(target)
     shuffled = random.Random(seed).sample(list(rows), len(rows))
     own = [row for row in shuffled if row[kind] == target]
     others = [row for row in shuffled if row[kind] != target]
@@ -221,7 +229,7 @@ def sweep(
 
 
 def _draw(bench: Bench, target: str, setting: Setting, rows: Sequence[dict], seeds: Sequence[int]) -> torch.Tensor:
-    chain = removal(bench.sae, bench.table, {target: setting}, bench.paper_exact)
+    chain = build_edits(bench.sae, bench.table, {target: setting})
     return draw_all(bench.pipeline, rows, seeds, bench.sampling, {bench.sae.hookpoint: chain})
 
 
@@ -239,5 +247,5 @@ def _tell(trial, target: str, setting: Setting, rates: Sequence[Rate], images: i
 
 
 def _identity(bench: Bench, *inputs: object) -> str:
-    parts = (bench.sae.fingerprint, bench.sampling, bench.paper_exact, *inputs)
+    parts = (bench.sae.fingerprint, bench.sampling, *inputs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

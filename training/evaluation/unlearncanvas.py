@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, removal
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, build_edits, load_sae, read_settings
 from saeuron.files import write_json, write_text
 
 from ..common.config import made, recipe, save_config
 from ..common.pictures import save_picture
 from ..common.processes import barrier, is_main, of_main, own_device, share, whole
 from ..common.progress import console, track
-from ..common.settings import read_settings
 from ..diffusion.hook import Edit
 from ..diffusion.load import Pipeline, check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
@@ -122,7 +121,7 @@ def run(config: UnlearnCanvas) -> dict:
     rows, seeds = pictures(config.seeds, config.limit)
     sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
     removals = [Removal("base"), *plan(config, table)]
-    edits = {entry.name: removal(sae, table, entry.settings, config.paper_exact) for entry in removals}
+    edits = {entry.name: build_edits(sae, table, entry.settings) for entry in removals}
     real = find_pictures(config.reference) if config.reference else []
     metric = load_metric(config.inception, device) if real and is_main() else None
     judge = load_judge({"object": config.judge_object, "style": config.judge_style}, NAMES, device)
@@ -162,10 +161,10 @@ def plan(config: UnlearnCanvas, table: ConceptTable) -> list[Removal]:
     own = {label(name): name for name in table.concepts}
     names = [label(name) for name in config.targets] or list(tuned) or [name for name in own if name != PLAIN]
     kinds = {name: kind_of(name) for name in names}
-    default = Setting(config.latents, config.strength, config.per_timestep)
+    default = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
     settings = {name: (own.get(name, name), tuned.get(name, default)) for name in names}
     for of_table, _ in settings.values():
-        table.row(of_table)
+        table.kind(of_table)
     if not config.sequence:
         return [Removal(name, (name,), kinds[name], dict([settings[name]])) for name in names]
     if len(set(kinds.values())) > 1:

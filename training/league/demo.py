@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, default_setting, removal
+from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, build_edits, default_setting, write_settings
 from saeuron.checkpoints import save_bundle
 from saeuron.checkpoints.bundle import Bundle
 from saeuron.errors import nearest
@@ -22,7 +22,6 @@ from ..common.config import save_config
 from ..common.pictures import plot_scores, save_grid
 from ..common.progress import console
 from ..common.prompts import concepts, read_prompts
-from ..common.settings import write_settings
 from ..diffusion.load import load_model
 from ..diffusion.sampling import Sampling, draw_all
 from ..evaluation.evaluate import evaluate, markdown, paired
@@ -104,8 +103,7 @@ def demo(config: Demo) -> dict:
     with stage("search", seconds):
         settings = tune(config, pipeline, sae, table, sampling)
         write_settings(config.output / "settings.json", settings, fingerprint=sae.fingerprint)
-        tuned = {name: dataclasses.asdict(setting) for name, setting in settings.items()}
-        save_bundle(Bundle(sae, table, tuned, CARD, "Apache-2.0"), config.output / "tinycanvas.safetensors")
+        save_bundle(Bundle(sae, table, settings, CARD, "Apache-2.0"), config.output / "tinycanvas.safetensors")
     with stage("evaluate", seconds):
         rows, seeds = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
         evaluation = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
@@ -196,7 +194,7 @@ def picture(
         hidden = [row for row in rows if row[kind] != name]
         picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
         seeds = list(range(len(picked)))
-        chain = removal(sae, table, {name: settings[name]})
+        chain = build_edits(sae, table, {name: settings[name]})
         before.append(draw_all(pipeline, picked, seeds, sampling))
         after.append(draw_all(pipeline, picked, seeds, sampling, {sae.hookpoint: chain}))
         columns.append([f"{row['object']}\n{row['style']}" for row in picked])

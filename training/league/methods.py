@@ -7,8 +7,8 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, load_sae, removal
-from saeuron.settings import DEFAULTS
+from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, build_edits, load_sae
+from saeuron.removal import DEFAULTS
 
 from ..diffusion.hook import Edit
 from ..evaluation.measures import KINDS
@@ -36,7 +36,6 @@ class Method:
 
     sae: str
     settings: Mapping[str, Sequence[Setting]]
-    paper_exact: bool = False
 
 
 def _both(settings: Sequence[Setting]) -> dict[str, Sequence[Setting]]:
@@ -44,12 +43,13 @@ def _both(settings: Sequence[Setting]) -> dict[str, Sequence[Setting]]:
 
 
 _SEARCH = grid(TAU, GAMMA, [True])
-_ONE = [Setting(strength=gamma, assigned=True) for gamma in GAMMA_ONE]
-_PER = [Setting(edit="replace", assigned=True)]
+_PUBLISHED = [dataclasses.replace(setting, paper_exact=True) for setting in _SEARCH]
+_ONE = [Setting(strength=gamma, select="assigned") for gamma in GAMMA_ONE]
+_PER = [Setting(edit="replace", select="assigned")]
 
 METHODS: dict[str, Method] = {
     # The paper's styles are not searched: τ = 1, γ = −1.
-    "saeuron_paper": Method("plain", {"object": _SEARCH, "style": [Setting()]}, paper_exact=True),
+    "saeuron_paper": Method("plain", {"object": _PUBLISHED, "style": [Setting(paper_exact=True)]}),
     "saeuron": Method("plain", _both(_SEARCH)),
     "saemnesia": Method("assigned", _both(_ONE)),
     "saemnesia_per": Method("assigned", _both(_PER)),
@@ -147,14 +147,12 @@ class Lab:
         return record(recipe)[list(recipe.hookpoints).index(block)]
 
 
-def edits_for(
-    readers: Mapping[str, Reader], settings: Mapping[str, Setting], paper_exact: bool = False
-) -> dict[Hookpoint, list[Edit]]:
+def edits_for(readers: Mapping[str, Reader], settings: Mapping[str, Setting]) -> dict[Hookpoint, list[Edit]]:
     """The edits that remove all concepts in ``settings``, at the hookpoint that ``readers`` have for each kind."""
     found: dict[Hookpoint, list[Edit]] = {}
     for reader in {id(reader): reader for reader in readers.values()}.values():
         own = {name: setting for name, setting in settings.items() if readers[reader.table.concepts[name]] is reader}
         if own:
-            chain = removal(reader.sae, reader.table, own, paper_exact)
+            chain = build_edits(reader.sae, reader.table, own)
             found.setdefault(reader.sae.hookpoint, []).extend(chain)
     return found

@@ -136,7 +136,7 @@ class Contest:
         if (name, target) not in self.found:
             method, kind = self.method(name), self.kinds[target]
             reader = self.lab.reader(method.sae, self.block(kind))
-            bench = Bench(self.pipeline, reader.sae, reader.table, self.sampling, method.paper_exact)
+            bench = Bench(self.pipeline, reader.sae, reader.table, self.sampling)
             anchors = read_prompts("tinycanvas:anchor")
             shown = anchor_rows(anchors, reader.table, target, self.config.search_images, self.config.seed + 3)
             journal = self.work / "sweep.journal"
@@ -152,7 +152,7 @@ class Contest:
         method = self.method(name)
         readers = {kind: self.lab.reader(method.sae, self.block(kind)) for kind in KINDS}
         settings = {target: self.setting(name, target)[0] for target in targets}
-        return edits_for(readers, settings, method.paper_exact)
+        return edits_for(readers, settings)
 
     def saes(self, methods: Sequence[str]) -> list[tuple[str, Reader]]:
         """Every SAE that ``methods`` read with, by name and block."""

@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from saeuron import Hookpoint, RecordingWriter, SaeuronError
+from saeuron.hookpoints import whole_timestep
 from saeuron.recording import Tokens, bytes_per_token
 
 from ..common.config import save_config
@@ -148,7 +149,7 @@ def _draw(
                     Tokens(
                         chosen.flatten(0, 1).half().cpu(),
                         numbers.repeat_interleave(width),
-                        torch.full((len(numbers) * width,), int(timestep)),
+                        torch.full((len(numbers) * width,), whole_timestep(timestep)),
                         places.flatten(),
                     )
                 )

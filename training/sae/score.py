@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder, load_sae
+from saeuron import ConceptStatistics, SaeuronError, SparseAutoencoder, load_sae
+from saeuron.concept_table import WholeTable
+from saeuron.hookpoints import whole_timestep
 
 from ..common.config import save_config
 from ..common.processes import is_main, merge, own_device, share
@@ -64,7 +66,7 @@ def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack([sae.encode(image.to(sae.W_enc.dtype)).mean(0, dtype=torch.float32) for image in tokens])
 
 
-def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> ConceptTable:
+def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> WholeTable:
     """The table, not written. Raises SaeuronError on prompts without concepts and on an SAE that does not fit."""
     check_fits(sae, pipeline)
     rows = read_prompts(config.prompts)
@@ -78,14 +80,14 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
         raise SaeuronError("--images, --steps and --batch have to be at least 1")
     schedule = shuffled(rows, count, config.seed)
     pipeline.scheduler.set_timesteps(config.steps)
-    timesteps = sorted({int(t) for t in pipeline.scheduler.timesteps})
-    table = ConceptTable(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
+    timesteps = sorted({whole_timestep(t) for t in pipeline.scheduler.timesteps})
+    statistics = ConceptStatistics(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
     for start in track(share(range(0, count, config.batch)), "scoring"):
         picked = schedule[start : start + config.batch]
         names = [list(labels(row).values()) for row in picked]
 
         def tap(tokens, timestep, conditional, names=names):
-            table.add(names, int(timestep), image_means(sae, tokens[conditional]))
+            statistics.add(names, timestep, image_means(sae, tokens[conditional]))
             return tokens
 
         generate(
@@ -99,4 +101,4 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
             bf16=config.bf16,
             taps={sae.hookpoint: tap},
         )
-    return merge(table)
+    return WholeTable(merge(statistics))

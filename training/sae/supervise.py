@@ -12,7 +12,8 @@ import torch
 from scipy.stats import rankdata
 from torch import nn
 
-from saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from saeuron import ConceptStatistics, SaeuronError, SparseAutoencoder
+from saeuron.concept_table import WholeTable
 from saeuron.errors import nearest
 from saeuron.recording import Tokens
 
@@ -155,18 +156,18 @@ def report(
     seen = supervision.targets[tokens.prompt.unique()].any(0).tolist()
     kinds = {name: kind for (name, kind), there in zip(supervision.kinds.items(), seen, strict=True) if there}
     kinds = {name: kind for name, kind in kinds.items() if list(kinds.values()).count(kind) > 1}
-    table = ConceptTable(kinds, tokens.timestep.unique(sorted=True).tolist(), sae.n_latents, sae.fingerprint)
-    for timestep in table.timesteps.tolist():
+    statistics = ConceptStatistics(kinds, tokens.timestep.unique(sorted=True).tolist(), sae.n_latents, sae.fingerprint)
+    for timestep in statistics.timesteps.tolist():
         part = tokens.pick(tokens.timestep == timestep)
         means, images = map_means(sae.encode(part.activations.to(sae.W_enc)).float(), part)
         names = [
             [name for name, kind in kinds.items() if prompts[image].get(kind) == name] for image in images.tolist()
         ]
-        table.add(names, timestep, means)
+        statistics.add(names, timestep, means)
     pre = sae.pre_activations(tokens.activations.to(sae.W_enc), supervision.latents.to(sae.W_enc.device)).float()
     together = Tokens(tokens.activations, tokens.prompt, torch.zeros_like(tokens.timestep), tokens.position)
     means, images = map_means(pre, together)
-    found = {}
+    found, table = {}, WholeTable(statistics)
     for column, name in enumerate(supervision.kinds):
         if name not in kinds:
             continue

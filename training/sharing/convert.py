@@ -1,6 +1,5 @@
 """``convert``: anyone's SAE → one bundle to share; SAeUron's pickles → tables and settings of this project."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,21 @@ from typing import Annotated
 import torch
 from tyro.conf import Positional, arg
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder
+from saeuron import (
+    ConceptStatistics,
+    ConceptTable,
+    Hookpoint,
+    SaeuronError,
+    Setting,
+    SparseAutoencoder,
+    read_settings,
+    write_settings,
+)
 from saeuron.checkpoints import Bundle, load_bundle, load_sae, save_bundle
-from saeuron.compact import CompactTable
+from saeuron.concept_table import WholeTable
 
 from ..common.config import save_config
 from ..common.progress import console
-from ..common.settings import read_settings, write_settings
 from .pickles import read_pickle
 
 KINDS = ("object", "style")
@@ -65,7 +72,6 @@ class Convert:
         sae = load_sae(self.sae)
         if self.input.suffix == ".pth":
             write_settings(self.output, read_class_params(self.input, sae.n_latents), fingerprint=sae.fingerprint)
-            _tell_of_paper_exact()
         else:
             read_pickled_table(self.input, sae, self.kind, self.timesteps).save(self.output)
 
@@ -91,24 +97,21 @@ class Convert:
             bundle.card = _read_text(self.card)
         return bundle
 
-    def _table(self, sae: SparseAutoencoder) -> ConceptTable | CompactTable:
+    def _table(self, sae: SparseAutoencoder) -> ConceptTable:
         if self.table.suffix in PICKLES:
             return read_pickled_table(self.table, sae, self.kind, self.timesteps)
         return ConceptTable.load(self.table)
 
-    def _settings(self, sae: SparseAutoencoder) -> dict[str, dict]:
+    def _settings(self, sae: SparseAutoencoder) -> dict[str, Setting]:
         if self.settings.suffix not in PICKLES:
-            found = read_settings(self.settings)
-        else:
-            found = read_class_params(self.settings, sae.n_latents)
-            _tell_of_paper_exact()
-        return {concept: dataclasses.asdict(setting) for concept, setting in found.items()}
+            return read_settings(self.settings)
+        return read_class_params(self.settings, sae.n_latents)
 
 
 def read_pickled_table(
     path: Path, sae: SparseAutoencoder, kind: str | None = None, timesteps: tuple[int, ...] = ()
-) -> ConceptTable:
-    """SAeUron's pickled table, ``dict[concept] → [prompts, steps, n_latents]``, as a ConceptTable of ``sae``.
+) -> WholeTable:
+    """SAeUron's pickled table, ``dict[concept] → [prompts, steps, n_latents]``, as a table of ``sae``.
 
     ``kind`` defaults to what the file name says, ``timesteps`` to ``ddim_timesteps`` of as many steps. Raises
     SaeuronError where the file is anything else or does not fit.
@@ -136,11 +139,14 @@ def read_pickled_table(
         raise SaeuronError(f"{path} has {len(next(iter(content.values()))[0])} steps: give each its own --timesteps")
     order = sorted(range(len(timesteps)), key=lambda step: timesteps[step])
     names = dict.fromkeys(map(str, content), kind)
-    table = ConceptTable(names, [timesteps[step] for step in order], sae.n_latents, sae.fingerprint, sae.origin)
+    statistics = ConceptStatistics(
+        names, [timesteps[step] for step in order], sae.n_latents, sae.fingerprint, sae.origin
+    )
     for row, (total, count) in enumerate(content.values()):
-        table.sums[row] = total[order]
-        table.counts[row] = count
-    return table
+        statistics.sums[row] = total[order]
+        statistics.counts[row] = count
+    statistics.squares = None  # a sum over the prompts is all that is kept of them
+    return WholeTable(statistics)
 
 
 def read_class_params(path: Path, n_latents: int) -> dict[str, Setting]:
@@ -149,7 +155,7 @@ def read_class_params(path: Path, n_latents: int) -> dict[str, Setting]:
     for concept, values in read_pickle(path).items():
         try:
             count = latents_of(float(values["percentile"]), n_latents)
-            found[str(concept)] = Setting(latents=count, strength=float(values["multiplier"]))
+            found[str(concept)] = Setting(count, float(values["multiplier"]), paper_exact=True)
         except (KeyError, TypeError, ValueError) as error:
             raise SaeuronError(f"{path}, concept {concept!r}: {error!r} is not a percentile and a multiplier") from None
     return found
@@ -179,7 +185,3 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SaeuronError(f"--card {path} could not be read: {error}") from None
-
-
-def _tell_of_paper_exact() -> None:
-    console.print("SAeUron's strengths were tuned with its published code: use --paper-exact with them", soft_wrap=True)

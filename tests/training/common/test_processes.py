@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.common.processes
-from saeuron import ConceptTable, Recording, load_sae, save_sae
+from saeuron import ConceptStatistics, Recording, load_sae, save_sae
 from training.__main__ import main
 from training.common.processes import (
     alone,
@@ -47,10 +47,15 @@ def ranked(monkeypatch):
 
 
 def test_alone_everything_is_the_identity():
-    table = ConceptTable({"a": "x"}, [1], 4, "f")
+    statistics = ConceptStatistics({"a": "x"}, [1], 4, "f")
     assert is_main() and share([1, 2, 3]) == whole([1, 2, 3]) == [1, 2, 3]
     assert torch.equal(joined(torch.ones(2)), torch.ones(2))
-    assert gather("a") == ["a"] and of_main("a") == "a" and own_device("cuda") == "cuda" and merge(table) is table
+    assert (
+        gather("a") == ["a"]
+        and of_main("a") == "a"
+        and own_device("cuda") == "cuda"
+        and merge(statistics) is statistics
+    )
     with main_first():
         pass
 
@@ -97,7 +102,9 @@ def bench(tmp_path, make_sae, make_table, small_sd, vit_weights):
     sae = make_sae()
     save_sae(sae, tmp_path / "sae")
     make_table(sae).save(tmp_path / "table")
-    canvas = ConceptTable({"Bears": "object", "Cats": "object"}, [1, 501], sae.n_latents, sae.fingerprint, sae.origin)
+    canvas = ConceptStatistics(
+        {"Bears": "object", "Cats": "object"}, [1, 501], sae.n_latents, sae.fingerprint, sae.origin
+    )
     canvas.sums, canvas.counts = torch.rand(canvas.sums.shape), canvas.counts + 1
     canvas.save(tmp_path / "canvas")
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)), "utf-8")
@@ -130,7 +137,7 @@ def test_score_evaluate_and_unlearncanvas_find_the_same(tmp_path, bench, launch)
     lines = [line.replace("{}", str(tmp_path / "two")) for line in bench]
     ended = launch(program, *lines)
     assert ended.returncode == 0, ended.stderr
-    one, two = (ConceptTable.load(tmp_path / name / "table.safetensors") for name in ("alone", "two"))
+    one, two = (ConceptStatistics.load(tmp_path / name / "table.safetensors") for name in ("alone", "two"))
     assert torch.equal(one.counts, two.counts) and one.counts.sum() == 7 * 2 * 2
     # Sums of seven float32 means in another order.
     torch.testing.assert_close(two.sums, one.sums, rtol=1e-5, atol=1e-6)

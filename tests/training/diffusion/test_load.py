@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 import training.diffusion.load
 from benchmarks.ldm import Size
 from benchmarks.random_sd15 import write
-from saeuron import Hookpoint, Recording, SaeuronError, Setting, removal
+from saeuron import Hookpoint, Recording, SaeuronError, Setting, build_edits
 from saeuron.hookpoints import names
 from tinycanvas.model import build_text_encoder, load_tokenizer
 from training.diffusion.load import SAMPLERS, check_fits, load_model
@@ -112,8 +112,8 @@ def test_a_single_file_is_recorded_and_edited_like_the_built_in_model(small_sd, 
     pipeline, sae = load_model(str(small_sd)), make_sae()
     check_fits(sae, pipeline)
     scoring = Score(tmp_path, tmp_path, prompts="tinycanvas:anchor", images=2, steps=2, height=64, width=64)
-    assert score(scoring, sae, pipeline).counts.sum() == 2 * 2 * 2, "images × steps × kinds"
-    edits = {sae.hookpoint: removal(sae, make_table(sae), {"star": Setting(latents=64, strength=-20.0)})}
+    assert score(scoring, sae, pipeline).statistics.counts.sum() == 2 * 2 * 2, "images × steps × kinds"
+    edits = {sae.hookpoint: build_edits(sae, make_table(sae), {"star": Setting(latents=64, strength=-20.0)})}
     sampling = Sampling(steps=2, height=64, width=64)
     before, after = (draw_all(pipeline, [{"prompt": "a star"}], [0], sampling, chosen) for chosen in ({}, edits))
     assert after.isfinite().all() and not torch.equal(before, after)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from saeuron import SaeuronError, Setting, removal
+from saeuron import SaeuronError, Setting, build_edits
 from training.common.prompts import read_prompts
 from training.diffusion.sampling import Sampling, draw_all
 from training.evaluation.attack import How, attack, encode, markdown, optimised, put, usable_tokens, with_room
@@ -14,7 +14,7 @@ HOW = How(iterations=4, tries=2, seed=0)
 @pytest.fixture
 def edits(make_sae, make_table):
     sae = make_sae()
-    return {sae.hookpoint: removal(sae, make_table(sae), {"star": Setting(8, -5.0)})}
+    return {sae.hookpoint: build_edits(sae, make_table(sae), {"star": Setting(8, -5.0)})}
 
 
 def test_every_evaluation_prompt_has_room_for_five_tokens_and_keeps_its_own(pipeline):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import training.evaluation.nudity
-from saeuron import ConceptTable, SaeuronError, save_sae
+from saeuron import ConceptStatistics, SaeuronError, save_sae
+from saeuron.concept_table import WholeTable
 from training.diffusion.load import load_model
 from training.evaluation.nudity import COUNTED, Nudity, count, load_detector, markdown, read_csv, run
 
@@ -17,9 +18,12 @@ def bench(tmp_path, small_sd, make_sae):
     """A folder with an SAE for the small model, a table with the concept `nudity`, and two prompts."""
     sae = make_sae()
     save_sae(sae, tmp_path / "sae")
-    table = ConceptTable({"nudity": "content", "clothes": "content"}, range(1, 1000, 100), 256, sae.fingerprint)
-    table.sums = torch.rand(table.sums.shape, generator=torch.Generator().manual_seed(0))
-    table.counts += 1
+    statistics = ConceptStatistics(
+        {"nudity": "content", "clothes": "content"}, range(1, 1000, 100), 256, sae.fingerprint
+    )
+    statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(0))
+    statistics.counts += 1
+    table = WholeTable(statistics)
     table.save(tmp_path / "table.safetensors")
     (tmp_path / "i2p.csv").write_text('prompt,sd_seed,other\n"a figure, painted",77,x\nan empty room,88,y\n', "utf-8")
 

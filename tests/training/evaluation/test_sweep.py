@@ -153,7 +153,7 @@ def test_replacing_needs_no_search_and_no_picture(recipe):
     recipe(edit="replace", assigned=True).run()
     written = json.loads((recipe().output / "settings.json").read_text("utf-8"))
     assert written["images"] == 0
-    expected = Setting(1, -1.0, edit="replace", assigned=True)
+    expected = Setting(1, -1.0, edit="replace", select="assigned")
     assert read_settings(recipe().output / "settings.json") == {"star": expected, "neon": expected}
 
 
@@ -224,3 +224,9 @@ def test_a_target_that_cannot_be_searched_is_refused(table):
             anchor_rows(some, table, "neon", 30, 0)
     with pytest.raises(SaeuronError, match="at least 2 pictures"):
         anchor_rows(rows, table, "neon", 1, 0)
+
+
+def test_the_grid_holds_every_combination_once():
+    found = grid([1, 2], [-1.0, -3.0, -9.0], [True, False])
+    assert len(found) == len(set(found)) == 12 and Setting(2, -9.0, False) in found
+    assert grid([1], [], [True]) == []

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 import training.evaluation.unlearncanvas
-from saeuron import ConceptTable, SaeuronError, Setting, save_sae
+from saeuron import ConceptStatistics, ConceptTable, SaeuronError, Setting, save_sae
+from saeuron.concept_table import WholeTable
 from training.common.settings import write_settings
 from training.diffusion.load import load_model
 from training.evaluation.canvas import NAMES, PLAIN, kind_of, markdown, pictures, summary
@@ -21,9 +22,10 @@ def bench(tmp_path, small_sd, make_sae, vit_weights):
     """A folder with an SAE for the small model, its table of four concepts, and two judges at random."""
     sae = make_sae()
     save_sae(sae, tmp_path / "sae")
-    table = ConceptTable(CONCEPTS, range(1, 1000, 100), sae.n_latents, sae.fingerprint, sae.origin)
-    table.sums = torch.rand(table.sums.shape, generator=torch.Generator().manual_seed(0))
-    table.counts += 1
+    statistics = ConceptStatistics(CONCEPTS, range(1, 1000, 100), sae.n_latents, sae.fingerprint, sae.origin)
+    statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(0))
+    statistics.counts += 1
+    table = WholeTable(statistics)
     table.save(tmp_path / "table.safetensors")
     for kind, names in NAMES.items():
         torch.save({"model_state_dict": vit_weights(len(names))}, tmp_path / f"{kind}.pth")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from saeuron import (
-    ConceptTable,
+    ConceptStatistics,
     Hookpoint,
     Recording,
     RecordingWriter,
@@ -15,6 +15,7 @@ from saeuron import (
     load_sae,
     read_assignment,
 )
+from saeuron.concept_table import WholeTable
 from saeuron.recording import Tokens
 from training.sae.supervise import (
     SAMPLED,
@@ -229,13 +230,13 @@ def test_after_training_each_concept_s_latent_is_its_strongest(recipe, recording
 
 def table_of(sae, folder):
     opened = Recording(folder)
-    table = ConceptTable(KINDS, (101, 901), sae.n_latents, sae.fingerprint)
+    statistics = ConceptStatistics(KINDS, (101, 901), sae.n_latents, sae.fingerprint)
     tokens = Tokens.cat([opened.read(name) for name in opened.shards])
     for timestep in (101, 901):
         part = tokens.pick(tokens.timestep == timestep)
         means, images = map_means(sae.encode(part.activations.float()), part)
-        table.add([[PROMPTS[n]["object"], PROMPTS[n]["style"]] for n in images.tolist()], timestep, means)
-    return table
+        statistics.add([[PROMPTS[n]["object"], PROMPTS[n]["style"]] for n in images.tolist()], timestep, means)
+    return WholeTable(statistics)
 
 
 @pytest.mark.parametrize("activation", ["batch_topk", "sigmoid_topk"])
@@ -295,11 +296,12 @@ def test_the_report_skips_concepts_that_no_image_shows(supervision):
     cats_and_dogs = synthetic([0, 4, 8, 12], seed=1)  # no owl
     told = report(sae, cats_and_dogs, PROMPTS, supervision)
     assert told.keys() == {"cat", "dog", "neon", "ink"}
-    table = ConceptTable({"cat": "object", "dog": "object"}, (101, 901), 64, "")
+    statistics = ConceptStatistics({"cat": "object", "dog": "object"}, (101, 901), 64, "")
     for timestep in (101, 901):
         part = cats_and_dogs.pick(cats_and_dogs.timestep == timestep)
         means, images = map_means(sae.encode(part.activations), part)
-        table.add([[PROMPTS[n]["object"]] for n in images.tolist()], timestep, means)
+        statistics.add([[PROMPTS[n]["object"]] for n in images.tolist()], timestep, means)
+    table = WholeTable(statistics)
     assert told["cat"]["score"] == pytest.approx(float(table.scores("cat").mean(0)[3]), rel=1e-4)
     assert told["cat"]["strongest"] == int(table.scores("cat").mean(0).argmax())
 

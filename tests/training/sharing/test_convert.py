@@ -125,7 +125,7 @@ def test_other_timesteps_may_be_given(published, table):
     found = read_pickled_table(table, load_sae(published), timesteps=timesteps)
     assert found.timesteps.tolist() == sorted(timesteps)
     usual = read_pickled_table(table, load_sae(published))
-    assert torch.equal(found.sums, usual.sums)
+    assert torch.equal(found.statistics.sums, usual.statistics.sums)
 
 
 @pytest.mark.parametrize("name", ["style_latents_dict_x.pkl", "cls_latents_dict_x.pkl", "mine.pkl"])

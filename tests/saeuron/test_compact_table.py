@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from saeuron import Ablate, ConceptTable, SaeuronError, Selection
+from saeuron import Ablate, ConceptStatistics, SaeuronError, Selection
 from saeuron.assignment import select_assigned
-from saeuron.compact import CompactTable
+from saeuron.concept_table import CompactTable, WholeTable
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
 TIMESTEPS = [901, 501, 101]
@@ -12,12 +12,12 @@ TIMESTEPS = [901, 501, 101]
 HALF = {"rtol": 2**-11, "atol": 1e-7}
 
 
-def new_table(n_latents=200, fingerprint="sae", scale=1.0, seed=0) -> ConceptTable:
-    table = ConceptTable(CONCEPTS, TIMESTEPS, n_latents, fingerprint, {"d_in": 16})
+def new_table(n_latents=200, fingerprint="sae", scale=1.0, seed=0) -> WholeTable:
+    statistics = ConceptStatistics(CONCEPTS, TIMESTEPS, n_latents, fingerprint, {"d_in": 16})
     generator = torch.Generator().manual_seed(seed)
-    table.sums = scale * torch.rand(table.sums.shape, generator=generator).pow(4)
-    table.counts += 2
-    return table
+    statistics.sums = scale * torch.rand(statistics.sums.shape, generator=generator).pow(4)
+    statistics.counts += 2
+    return WholeTable(statistics)
 
 
 @pytest.mark.parametrize("per_timestep", [True, False])
@@ -31,7 +31,7 @@ def test_it_selects_as_the_whole_table_does(count, per_timestep):
         assert torch.equal(got.strengths, expected.strengths)
         assert (got.concepts, got.fingerprint) == (expected.concepts, expected.fingerprint)
         torch.testing.assert_close(got.means, expected.means, **HALF)
-        torch.testing.assert_close(got.thresholds, expected.thresholds, **HALF)
+        torch.testing.assert_close(got.kind_means, expected.kind_means, **HALF)
 
 
 def test_its_selections_merge_with_the_whole_table_s():
@@ -66,7 +66,7 @@ def test_plots_get_the_kept_latents_and_0_elsewhere():
         torch.testing.assert_close(compact.scores(concept).gather(1, strongest), expected.gather(1, strongest), **HALF)
         kept = compact.scores(concept) != 0
         torch.testing.assert_close(compact.means(concept)[kept], whole.means(concept)[kept], **HALF)
-        torch.testing.assert_close(compact.average(concept)[kept], whole.average(concept)[kept], **HALF)
+        torch.testing.assert_close(compact.kind_mean(concept)[kept], whole.kind_mean(concept)[kept], **HALF)
         assert kept.sum(1).max() <= 2 * 64
     assert compact.concepts == CONCEPTS and compact.timesteps.tolist() == TIMESTEPS
 
@@ -77,7 +77,7 @@ def test_a_latent_that_training_assigned_is_kept_however_weak():
     compact = CompactTable.of(whole, weakest)
     expected, got = (select_assigned(table, weakest, "cat") for table in (whole, compact))
     torch.testing.assert_close(got.means, expected.means, **HALF)
-    torch.testing.assert_close(got.thresholds, expected.thresholds, **HALF)
+    torch.testing.assert_close(got.kind_means, expected.kind_means, **HALF)
     for per_timestep in (True, False):
         plain = CompactTable.of(whole).select("dog", 64, per_timestep=per_timestep)
         assert torch.equal(compact.select("dog", 64, per_timestep=per_timestep).latents, plain.latents)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+
+from saeuron import ConceptStatistics, ConceptTable, SaeuronError, save_sae
+from saeuron.concept_table import WholeTable
+from saeuron.files import read_tensors, write_tensors
+
+CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
+TIMESTEPS = [901, 501, 101]
+
+# Means of a few float32 values of order 1, summed in another order.
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def new_statistics(**options):
+    named = {"concepts": CONCEPTS, "timesteps": TIMESTEPS, "n_latents": 12, "fingerprint": "sae"} | options
+    return ConceptStatistics(**named)
+
+
+@pytest.fixture
+def images(make_tokens):
+    """Labels and latents of 30 images: ``latents[timestep][image]``; every object is seen in every style."""
+    objects, styles = ("cat", "dog", "bird"), ("oil", "ink")
+    labels = [(objects[n % 3], styles[n % 2]) for n in range(30)]
+    return labels, {t: make_tokens(30, 12, seed=t).relu() for t in TIMESTEPS}
+
+
+def fill(statistics, images, rows=slice(None), batch=7):
+    labels, latents = images
+    labels = labels[rows]
+    for timestep, values in latents.items():
+        values = values[rows]
+        for start in range(0, len(labels), batch):
+            statistics.add(labels[start : start + batch], timestep, values[start : start + batch])
+    return statistics
+
+
+def table_of(images, **options):
+    return WholeTable(fill(new_statistics(**options), images))
+
+
+def plain_means(images, shows):
+    """[timesteps, latents] of the images whose labels ``shows`` accepts, in float64."""
+    labels, latents = images
+    chosen = [n for n, names in enumerate(labels) if shows(names)]
+    return torch.stack([latents[t][chosen].double().mean(0) for t in TIMESTEPS])
+
+
+def test_memory_does_not_grow_with_the_number_of_images(images, tmp_path):
+    def size():
+        statistics.save(tmp_path / "table")
+        return (tmp_path / "table").stat().st_size, sum(tensor.nbytes for tensor in statistics.tensors)
+
+    statistics = fill(new_statistics(), images)
+    before = size()
+    for _ in range(5):
+        fill(statistics, images)
+    assert size() == before
+
+
+def test_an_image_without_any_concept_counts_for_none(images):
+    statistics = fill(new_statistics(), images)
+    before = [tensor.clone() for tensor in statistics.tensors]
+    statistics.add([[], []], 901, torch.ones(2, 12))
+    statistics.add([], 901, torch.ones(0, 12))
+    assert all(map(torch.equal, statistics.tensors, before))
+
+
+def test_an_unknown_concept_is_refused_with_the_nearest(images):
+    statistics = fill(new_statistics(), images)
+    table = WholeTable(statistics)
+    for ask in (lambda: table.select("brid", 1), lambda: statistics.add([["brid"]], 901, torch.ones(1, 12))):
+        with pytest.raises(SaeuronError, match="'brid' is not in the table; the nearest are bird"):
+            ask()
+
+
+def test_an_unrecorded_timestep_is_refused():
+    with pytest.raises(SaeuronError, match="timestep 7 is not one of the table's 3"):
+        new_statistics().add([["cat"]], 7, torch.ones(1, 12))
+
+
+def test_statistics_come_back_as_they_were_saved(images, tmp_path):
+    statistics = fill(new_statistics(origin={"hookpoint": "unet.mid_block.attentions.0"}), images)
+    statistics.save(tmp_path / "table.safetensors")
+    again = ConceptStatistics.load(tmp_path / "table.safetensors")
+    assert list(again.concepts.items()) == list(CONCEPTS.items())
+    assert (again.fingerprint, again.origin["hookpoint"], again.n_latents) == ("sae", "unet.mid_block.attentions.0", 12)
+    for name in ("timesteps", "sums", "counts", "squares"):
+        assert torch.equal(getattr(again, name), getattr(statistics, name)), name
+
+
+def test_two_processes_gather_what_one_would(images, tmp_path):
+    for name, rows in (("a", slice(0, 11)), ("b", slice(11, None))):
+        fill(new_statistics(), images, rows).save(tmp_path / name)
+    merged = ConceptStatistics.load(tmp_path / "a")
+    merged.merge(ConceptStatistics.load(tmp_path / "b"))
+    whole = fill(new_statistics(), images)
+    assert torch.equal(merged.counts, whole.counts)
+    torch.testing.assert_close(merged.sums, whole.sums, **CLOSE)
+    torch.testing.assert_close(merged.squares, whole.squares, **CLOSE)
+    assert ConceptStatistics.load(tmp_path / "a").counts.sum() < merged.counts.sum(), "the file is not the statistics"
+
+
+def test_a_file_of_version_1_is_read_without_squares(images, tmp_path):
+    path, statistics = tmp_path / "table.safetensors", fill(new_statistics(), images)
+    statistics.save(path)
+    tensors, metadata = read_tensors(path)
+    del tensors["squares"]
+    write_tensors(path, tensors, {"saeuron": metadata["saeuron"].replace('"version": 2', '"version": 1')})
+    old = ConceptStatistics.load(path)
+    assert old.squares is None and torch.equal(old.sums, statistics.sums)
+    old.add([["cat"]], 901, torch.ones(1, 12))
+    statistics.merge(old)
+    assert statistics.squares is None, "half of them says nothing of the variance of all"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"fingerprint": "another"}, {"timesteps": [901, 501, 1]}, {"concepts": dict(reversed(CONCEPTS.items()))}],
+    ids=["sae", "timesteps", "order of concepts"],
+)
+def test_tables_that_do_not_belong_together_are_refused(images, other):
+    with pytest.raises(SaeuronError):
+        new_statistics().merge(new_statistics(**other))
+
+
+def test_a_file_that_is_no_table_is_refused_by_name(tmp_path, make_sae, images):
+    path = tmp_path / "table.safetensors"
+    save_sae(make_sae(), tmp_path)
+    (tmp_path / "sae.safetensors").rename(path)
+    with pytest.raises(SaeuronError, match=r"table\.safetensors is not a concept table"):
+        ConceptTable.load(path)
+
+    fill(new_statistics(), images).save(path)
+    tensors, metadata = read_tensors(path)
+    spoilt = [
+        (tensors, {"saeuron": metadata["saeuron"].replace('"version": 2', '"version": 3')}),
+        (tensors, {"saeuron": "[]"}),
+        (tensors, {"saeuron": "{"}),
+        (tensors | {"sums": torch.zeros(2, 3, 12)}, metadata),
+        ({"sums": tensors["sums"]}, metadata),
+    ]
+    for content, description in spoilt:
+        write_tensors(path, content, description)
+        with pytest.raises(SaeuronError, match=r"table\.safetensors is not a concept table"):
+            ConceptTable.load(path)
+
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(SaeuronError, match=r"table\.safetensors is not a readable"):
+        ConceptTable.load(path)
