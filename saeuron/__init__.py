@@ -1,36 +1,32 @@
 """SAeUron's method on tokens: sparse autoencoders, concept tables, selections, edits, recordings. Pure torch."""
 
-from .assignment import assign, assign_at_random, read_assignment, select_assigned
-from .autoencoder import Code, SparseAutoencoder
-from .checkpoints import load_sae, save_sae
-from .concepts import ConceptTable
-from .edits import Ablate, Replace, Shift, Steer
-from .errors import SaeuronError
-from .hookpoints import Hookpoint
-from .recording import Recording, RecordingWriter
-from .selection import Selection
-from .settings import Setting, default_setting, removal
+import importlib
 
-__all__ = [
-    "Ablate",
-    "Code",
-    "ConceptTable",
-    "Hookpoint",
-    "Recording",
-    "RecordingWriter",
-    "Replace",
-    "SaeuronError",
-    "Selection",
-    "Setting",
-    "Shift",
-    "SparseAutoencoder",
-    "Steer",
-    "assign",
-    "assign_at_random",
-    "default_setting",
-    "load_sae",
-    "read_assignment",
-    "removal",
-    "save_sae",
-    "select_assigned",
-]
+_MODULES = {
+    "assignment": ("assign", "assign_at_random", "read_assignment", "select_assigned"),
+    "autoencoder": ("Code", "SparseAutoencoder"),
+    "checkpoints": ("load_sae", "save_sae"),
+    "concepts": ("ConceptTable",),
+    "edits": ("Ablate", "Replace", "Shift", "Steer"),
+    "errors": ("SaeuronError",),
+    "hookpoints": ("Hookpoint",),
+    "recording": ("Recording", "RecordingWriter"),
+    "selection": ("Selection",),
+    "settings": ("Setting", "default_setting", "removal"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """Import a name's module when the name is first asked for: `SaeuronError` costs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
