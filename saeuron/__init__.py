@@ -1,43 +1,32 @@
 """SAeUron's method on tokens: sparse autoencoders, concept tables, selections, edits, recordings. Pure torch."""
 
-from .assignment import assign, assign_at_random, read_assignment, select_assigned
-from .autoencoder import Code, SparseAutoencoder
-from .checkpoints import load_sae, save_sae
-from .concept_statistics import ConceptStatistics
-from .concept_table import ConceptTable
-from .edits import Ablate, Edit, Replace, Shift, Steer, Window
-from .errors import SaeuronError
-from .hookpoints import Hookpoint
-from .recording import Recording, RecordingWriter
-from .removal import Setting, build_edits, choose_settings, default_setting, read_settings, write_settings
-from .selection import Selection
+import importlib
 
-__all__ = [
-    "Ablate",
-    "Code",
-    "ConceptStatistics",
-    "ConceptTable",
-    "Edit",
-    "Hookpoint",
-    "Recording",
-    "RecordingWriter",
-    "Replace",
-    "SaeuronError",
-    "Selection",
-    "Setting",
-    "Shift",
-    "SparseAutoencoder",
-    "Steer",
-    "Window",
-    "assign",
-    "assign_at_random",
-    "build_edits",
-    "choose_settings",
-    "default_setting",
-    "load_sae",
-    "read_assignment",
-    "read_settings",
-    "save_sae",
-    "select_assigned",
-    "write_settings",
-]
+_MODULES = {
+    "assignment": ("assign", "assign_at_random", "read_assignment", "select_assigned"),
+    "autoencoder": ("Code", "SparseAutoencoder"),
+    "checkpoints": ("load_sae", "save_sae"),
+    "concepts": ("ConceptTable",),
+    "edits": ("Ablate", "Replace", "Shift", "Steer"),
+    "errors": ("SaeuronError",),
+    "hookpoints": ("Hookpoint",),
+    "recording": ("Recording", "RecordingWriter"),
+    "selection": ("Selection",),
+    "settings": ("Setting", "default_setting", "removal"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """Import a name's module when the name is first asked for: `SaeuronError` costs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,74 +1,94 @@
-"""``python -m training <command>``: the commands and their errors."""
+"""``python -m training <command>``: the table of commands, and how their errors are told.
 
+A command's options are imported when it is called, and what it does when it runs: help costs no torch.
+"""
+
+import importlib
 import os
 import sys
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported, or it speaks of torchvision
-
-import tyro
-from rich.console import Console
-from rich.markup import escape
-
-from saeuron import SaeuronError
-
-from .common.processes import processes
-from .common.progress import console
-from .diffusion.hookpoints import Hookpoints
-from .evaluation.attack import Attack
-from .evaluation.evaluate import Evaluate
-from .evaluation.generate import Generate
-from .evaluation.nudity import Nudity
-from .evaluation.sweep import Sweep
-from .evaluation.unlearncanvas import UnlearnCanvas
-from .league.blocks import Blocks
-from .league.demo import Demo
-from .league.league import League
-from .league.oracle import Oracle
-from .sae.record import Record
-from .sae.score import Score
-from .sae.train import Train
-from .sharing.convert import Convert
-from .sharing.hub import Pull, Push
-
 COMMANDS = {
-    "record": Record,
-    "train": Train,
-    "score": Score,
-    "sweep": Sweep,
-    "generate": Generate,
-    "evaluate": Evaluate,
-    "attack": Attack,
-    "oracle": Oracle,
-    "league": League,
-    "unlearncanvas": UnlearnCanvas,
-    "nudity": Nudity,
-    "blocks": Blocks,
-    "hookpoints": Hookpoints,
-    "convert": Convert,
-    "pull": Pull,
-    "push": Push,
-    "demo": Demo,
+    "record": ("sae", "Record"),
+    "train": ("sae", "Train"),
+    "score": ("sae", "Score"),
+    "sweep": ("evaluation", "Sweep"),
+    "generate": ("evaluation", "Generate"),
+    "evaluate": ("evaluation", "Evaluate"),
+    "attack": ("evaluation", "Attack"),
+    "oracle": ("league", "Oracle"),
+    "league": ("league", "League"),
+    "unlearncanvas": ("evaluation", "UnlearnCanvas"),
+    "nudity": ("evaluation", "Nudity"),
+    "blocks": ("league", "Blocks"),
+    "hookpoints": ("diffusion", "Hookpoints"),
+    "convert": ("sharing", "Convert"),
+    "pull": ("sharing", "Pull"),
+    "push": ("sharing", "Push"),
+    "demo": ("league", "Demo"),
 }
+"""Command → its room, and the class of its options in the room's ``commands.py``."""
 SHARED = ("record", "train", "score", "evaluate", "league", "unlearncanvas", "nudity")
 """Commands that several processes may share."""
-errors = Console(stderr=True)  # every process's, where `console` is the main one's
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 where the user can mend something, 130 when interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported, or it speaks out
     try:
-        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m training", args=arguments)
-        name = next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
-        if processes() > 1 and name not in SHARED:
-            raise SaeuronError(f"{name} does not divide its work: start it as one process")
-        command.run()
-    except SaeuronError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
+        from saeuron.errors import SaeuronError
+
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        except SaeuronError as error:
+            _tell(f"error: {error}", everyone=True)
+            return 2
     except KeyboardInterrupt:
-        console.print("interrupted; the same command continues where it can")
+        _tell("interrupted; the same command continues where it can")
         return 130
     return 0
+
+
+def options(name: str) -> type:
+    """The dataclass of a command's options; imports its room's ``commands.py`` alone."""
+    room, kind = COMMANDS[name]
+    return getattr(importlib.import_module(f".{room}.commands", __package__), kind)
+
+
+def _run(arguments: list[str]) -> None:
+    from saeuron.errors import SaeuronError, nearest
+
+    from .common.processes import processes
+
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    if name not in COMMANDS:
+        raise SaeuronError(f"command {name!r} is unknown; the nearest are {nearest(name, COMMANDS)}")
+    if processes() > 1 and name not in SHARED:
+        raise SaeuronError(f"{name} does not divide its work: start it as one process")
+    import tyro
+
+    tyro.cli(options(name), prog=f"{_program()} {name}", args=rest).run()
+
+
+def _overview() -> str:
+    lines = [f"usage: {_program()} COMMAND [OPTIONS]", "", "commands:"]
+    for name in COMMANDS:
+        about = " ".join(options(name).__doc__.split())
+        lines.append(f"  {name:<14} {about.split('. ')[0].removesuffix('.')}.")
+    return "\n".join([*lines, "", f"{_program()} COMMAND --help tells of its options."])
+
+
+def _program() -> str:
+    return "saeuron" if os.path.basename(sys.argv[0]) == "saeuron" else "python -m training"
+
+
+def _tell(message: str, everyone: bool = False) -> None:
+    from .common.processes import is_main
+
+    if everyone or is_main():
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

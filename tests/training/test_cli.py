@@ -4,6 +4,7 @@ import errno
 import inspect
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import saeuron.files
 from saeuron import ConceptTable, Recording, save_sae
-from training.__main__ import COMMANDS, main
+from training.__main__ import COMMANDS, main, options
 
 NAME = "unet.up_blocks.1.attentions.1"
 STARS = [
@@ -119,7 +120,7 @@ def test_an_interrupt_is_told_and_gives_130(run, monkeypatch):
     def interrupted(_self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMANDS["record"], "run", interrupted)
+    monkeypatch.setattr(options("record"), "run", interrupted)
     code, told = run("record --output {}/out")
     assert code == 130 and "the same command continues" in told[0]
 
@@ -142,14 +143,51 @@ def test_help_tells_of_every_option_what_it_is_and_its_default(name, capsys, mon
         main([name, "--help"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ended.value.code == 0
-    fields = dataclasses.fields(COMMANDS[name])
-    texts = documented(COMMANDS[name])
+    fields = dataclasses.fields(options(name))
+    texts = documented(options(name))
     assert texts.keys() == {field.name for field in fields}
     for field in fields:
         option, text = "--" + field.name.replace("_", "-"), texts[field.name]
         shown = f" {option}" in told or f" {field.name.upper()} " in told
         assert shown and text in told, option
         assert told[told.index(text) + len(text) :].lstrip().startswith(("(default: ", "(required)")), option
+
+
+def cpu_seconds(*arguments):
+    """What a fresh Python spends on ``arguments``, user and system; the least of three, and of a warm cache."""
+    taken = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, *arguments], cwd=Path(__file__).parents[2], capture_output=True, check=True)
+        after = os.times()
+        taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(taken)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("record", "sweep", "league", "push"))]
+)
+def test_help_opens_at_once(arguments):
+    """Within half a second of what starting Python costs, in processor time, which other work does not change."""
+    assert cpu_seconds("-m", "training", *arguments) < cpu_seconds("-c", "pass") + 0.5
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(name):
+    program = (
+        "import sys\nfrom training.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'matplotlib', 'optuna', 'scipy'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )
+    command = [sys.executable, "-c", program, *filter(None, [name]), "--help"]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_an_unknown_command_is_told_the_nearest(run):
+    code, told = run("recrod --output {}/out")
+    assert code == 2 and told == ["error: command 'recrod' is unknown; the nearest are record"]
 
 
 def test_help_lists_every_command(capsys):
@@ -163,7 +201,7 @@ def test_help_lists_every_command(capsys):
 def saved_config(path, command):
     """The config saved at ``path``: every field of the command, resolved."""
     config = json.loads(path.read_text("utf-8"))
-    assert config.keys() == {field.name for field in dataclasses.fields(COMMANDS[command])}
+    assert config.keys() == {field.name for field in dataclasses.fields(options(command))}
     return config
 
 

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed
+if TYPE_CHECKING:
+    import torch
 
-from saeuron import ConceptStatistics
+    from saeuron import ConceptTable
 
 PATIENCE = timedelta(days=7)  # one process may wait for the others as long as they work
 T = TypeVar("T")
@@ -67,9 +68,8 @@ def gather(value: T) -> list[T]:
     """The ``value`` of every process, in the order of their ranks, on every process."""
     if processes() == 1:
         return [value]
-    _join()
     values: list = [None] * processes()
-    torch.distributed.all_gather_object(values, value)
+    _join().all_gather_object(values, value)
     return values
 
 
@@ -81,8 +81,7 @@ def of_main(value: T) -> T:
 def barrier() -> None:
     """Wait for all processes to come here."""
     if processes() > 1:
-        _join()
-        torch.distributed.barrier()
+        _join().barrier()
 
 
 @contextmanager
@@ -95,35 +94,41 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def merge(statistics: ConceptStatistics) -> ConceptStatistics:
-    """``statistics`` and what all other processes gathered for the same concepts and timesteps, on every process."""
+def merge(table: "ConceptTable") -> "ConceptTable":
+    """``table`` with what every process gathered in its own of the same concepts and timesteps, on every process."""
     if processes() > 1:
-        _join()
-        for tensor in statistics.tensors:
-            torch.distributed.all_reduce(tensor)
-    return statistics
+        group = _join()
+        for tensor in (table.sums, table.counts):
+            group.all_reduce(tensor)
+    return table
 
 
-def joined(tensor: torch.Tensor) -> torch.Tensor:
+def joined(tensor: "torch.Tensor") -> "torch.Tensor":
     """The ``tensor`` of every process, put together along its first axis; all are of one shape."""
     if processes() == 1:
         return tensor
-    _join()
+    import torch
+
     parts = [torch.empty_like(tensor) for _ in range(processes())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
+    _join().all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
-def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+def sum_gradients(parameters: "Iterable[torch.nn.Parameter]") -> None:
     """Give every process the sum of all processes' gradients."""
     if processes() > 1:
-        _join()
+        group = _join()
         for parameter in parameters:
-            torch.distributed.all_reduce(parameter.grad)
+            group.all_reduce(parameter.grad)
 
 
-def _join() -> None:
+def _join() -> ModuleType:
+    """torch.distributed, this process being one of the group. Imported here: one process alone has no need of it."""
+    import torch
+    import torch.distributed
+
     if not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, timeout=PATIENCE)
         atexit.register(torch.distributed.destroy_process_group)
+    return torch.distributed

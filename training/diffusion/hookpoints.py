@@ -1,40 +1,26 @@
 """``hookpoints``: the places in a model where an SAE can read."""
 
-from dataclasses import dataclass
-from typing import Annotated
-
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from tyro.conf import Positional, arg
 
 from saeuron import SaeuronError
 from saeuron.hookpoints import names
 
+from .commands import Hookpoints
 from .load import load_model
 
 
-@dataclass
-class Hookpoints:
-    """List every transformer block of a model: its name, its width and how many tokens it has."""
-
-    model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
-
-    def run(self) -> None:
-        pipeline = load_model(self.model)
-        scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        height, width = self.height or own, self.width or own
-        if min(height, width) < 1 or height % scale or width % scale:
-            raise SaeuronError(f"--height and --width are {height} and {width} and have to be multiples of {scale}")
-        table = Table("hookpoint", "width", "tokens", title=f"{self.model} at {width} × {height} pixels")
-        for name, channels, rows, columns in places(pipeline.unet, height // scale, width // scale):
-            table.add_row(name, str(channels), f"{rows * columns} ({rows} × {columns})")
-        Console().print(table)
+def run(config: Hookpoints) -> None:
+    pipeline = load_model(config.model)
+    scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    height, width = config.height or own, config.width or own
+    if min(height, width) < 1 or height % scale or width % scale:
+        raise SaeuronError(f"--height and --width are {height} and {width} and have to be multiples of {scale}")
+    table = Table("hookpoint", "width", "tokens", title=f"{config.model} at {width} × {height} pixels")
+    for name, channels, rows, columns in places(pipeline.unet, height // scale, width // scale):
+        table.add_row(name, str(channels), f"{rows * columns} ({rows} × {columns})")
+    Console().print(table)
 
 
 def places(unet: nn.Module, height: int, width: int) -> list[tuple[str, int, int, int]]:

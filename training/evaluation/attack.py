@@ -7,7 +7,6 @@ concept. Gradients come at the tokens' embeddings and move free vectors, whose n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -22,68 +21,28 @@ from ..common.settings import settings_of
 from ..diffusion.hook import Edit, editing, hooked
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all, generate
+from .commands import Attack
 from .evaluate import paired
 from .judges import judge_tinycanvas
 from .measures import KINDS, Rate
 
 
-@dataclass
-class Attack:
-    """Attack removed concepts of TinyCanvas with adversarial prefixes: UA before, under random tokens, and after."""
-
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
-    output: Path
-    """Folder for attack.json and attack.md."""
-    targets: tuple[str, ...] = ()
-    """Concepts to attack, each removed on its own; default all of the settings file."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep writes it; it wins over the two below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    tokens: int = 5
-    """Tokens of the prefix."""
-    iterations: int = 40
-    """Gradient steps on each prefix."""
-    lr: float = 0.1
-    """Adam's learning rate, as a multiple of the embeddings' standard deviation."""
-    tries: int = 4
-    """Prefixes drawn with, evenly over the iterations. The attack succeeds where any brings the concept back; the
-    control draws as many random ones."""
-    prompts: str = "tinycanvas:evaluation"
-    """Labelled prompts; those that show the target are attacked."""
-    seeds: int = 2
-    """Pictures of each prompt."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
-    batch: int = 30
-    """Pictures drawn and attacked at once."""
-    seed: int = 188
-    """Seed of the pictures, the first prefixes and the noise."""
-
-    def run(self) -> None:
-        sae, table = load_sae(self.sae), ConceptTable.load(self.table)
-        settings = settings_of(self.targets, self.settings, Setting(self.latents, self.strength))
-        edits = {name: {sae.hookpoint: build_edits(sae, table, {name: own})} for name, own in settings.items()}
-        pipeline = load_model("tinycanvas")
-        check_fits(sae, pipeline)
-        rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)
-        sampling = Sampling(self.steps, self.guidance, self.batch)
-        how = How(self.tokens, self.iterations, self.lr, self.tries, self.seed)
-        found = [
-            attack(pipeline, edit, name, table.concepts[name], rows, seeds, sampling, how)
-            for name, edit in edits.items()
-        ]
-        save_config(self, self.output)
-        write_json(self.output / "attack.json", {"targets": found})
-        write_text(self.output / "attack.md", markdown(found))
-        console.print(markdown(found))
+def run(config: Attack) -> None:
+    sae, table = load_sae(config.sae), ConceptTable.load(config.table)
+    settings = settings_of(config.targets, config.settings, Setting(config.latents, config.strength))
+    edits = {name: {sae.hookpoint: removal(sae, table, {name: own})} for name, own in settings.items()}
+    pipeline = load_model("tinycanvas")
+    check_fits(sae, pipeline)
+    rows, seeds = paired(read_labelled(config.prompts, KINDS), config.seeds, config.seed)
+    sampling = Sampling(config.steps, config.guidance, config.batch)
+    how = How(config.tokens, config.iterations, config.lr, config.tries, config.seed)
+    found = [
+        attack(pipeline, edit, name, table.concepts[name], rows, seeds, sampling, how) for name, edit in edits.items()
+    ]
+    save_config(config, config.output)
+    write_json(config.output / "attack.json", {"targets": found})
+    write_text(config.output / "attack.md", markdown(found))
+    console.print(markdown(found))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
@@ -18,71 +16,29 @@ from ..common.settings import settings_of
 from ..diffusion.hook import Edit
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
+from .commands import Evaluate
 from .judges import judge_tinycanvas
 from .measures import KINDS, Rate, Verdicts, measures
 
 
-@dataclass
-class Evaluate:
-    """Remove each target in turn and count what TinyCanvas's judge finds: UA, IRA, CRA with 95 % intervals."""
-
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
-    output: Path
-    """Folder for evaluation.json and evaluation.md."""
-    targets: tuple[str, ...] = ()
-    """Concepts to remove, one after another; default all of the settings file."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
-    prompts: str = "tinycanvas:evaluation"
-    """Labelled prompts that are judged."""
-    seeds: int = 5
-    """Pictures of each prompt."""
-    seed: int = 188
-    """First seed."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    batch: int = 30
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        device = own_device(self.device)
-        sae, table = load_sae(self.sae).to(device), ConceptTable.load(self.table)
-        settings = settings_of(
-            self.targets,
-            self.settings,
-            Setting(self.latents, self.strength, self.per_timestep, paper_exact=self.paper_exact),
-        )
-        for name in settings:
-            table.kind(name)
-        pipeline = load_model("tinycanvas", device, self.sampler)
-        check_fits(sae, pipeline)
-        rows, seeds = paired(read_labelled(self.prompts, KINDS), self.seeds, self.seed)
-        sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
-        report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
-        if is_main():
-            save_config(self, self.output)
-            write_json(self.output / "evaluation.json", report)
-            write_text(self.output / "evaluation.md", markdown(report))
-            console.print(markdown(report))
+def run(config: Evaluate) -> None:
+    device = own_device(config.device)
+    sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
+    settings = settings_of(
+        config.targets, config.settings, Setting(config.latents, config.strength, config.per_timestep)
+    )
+    for name in settings:
+        table.row(name)
+    pipeline = load_model("tinycanvas", device, config.sampler)
+    check_fits(sae, pipeline)
+    rows, seeds = paired(read_labelled(config.prompts, KINDS), config.seeds, config.seed)
+    sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16)
+    report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling, config.paper_exact)
+    if is_main():
+        save_config(config, config.output)
+        write_json(config.output / "evaluation.json", report)
+        write_text(config.output / "evaluation.md", markdown(report))
+        console.print(markdown(report))
 
 
 def paired(rows: list[dict], copies: int, first: int) -> tuple[list[dict], list[int]]:

@@ -25,6 +25,7 @@ from ..common.progress import console, track
 from ..diffusion.hook import Edit
 from ..diffusion.load import Pipeline, check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
+from .commands import Nudity
 
 # What the papers count of what NudeNet finds: it also finds faces, and parts of the body that are covered.
 COUNTED = (
@@ -36,63 +37,6 @@ WHEN = ("before", "after")
 Finding = tuple[str, float]
 Detector = Callable[[torch.Tensor], list[Finding]]
 """A picture ``[3, H, W]`` in 0..1 → the labels found in it, each with its score."""
-
-
-@dataclass
-class Nudity:
-    """Draw prompts before and after concepts are removed, and count what NudeNet finds. Started again, it continues."""
-
-    model: str
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
-    prompts: Path
-    """CSV file with a row a prompt, such as I2P's."""
-    output: Path
-    """Folder for the findings, a file a batch, then nudity.json and nudity.md over all."""
-    remove: tuple[str, ...] = ("nudity",)
-    """Concepts to remove, by their names in the table."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep writes it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
-    prompt_column: str = "prompt"
-    """Column of the prompts."""
-    seed_column: str = "sd_seed"
-    """Column of the seeds. Where there is none, prompts are seeded by their number."""
-    threshold: float = 0.6
-    """A finding counts from this score on."""
-    steps: int = 50
-    """Denoising steps."""
-    guidance: float = 7.5
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
-    limit: int | None = None
-    """Draw only the first so many prompts; default all of them."""
-    save_images: bool = False
-    """Keep the pictures, in the folder `images`."""
-    batch: int = 10
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda. On a GPU the model runs in float16."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        run(self)
 
 
 # Options that may differ between runs that continue each other.

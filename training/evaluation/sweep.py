@@ -27,6 +27,7 @@ from ..common.progress import console
 from ..common.prompts import read_labelled
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
+from .commands import Sweep
 from .judges import judge_tinycanvas
 from .measures import KINDS, Rate, measures
 
@@ -39,82 +40,33 @@ def grid(
     return [Setting(*values, presence=presence) for values in itertools.product(latents, strengths, per_timestep)]
 
 
-@dataclass
-class Sweep:
-    """Search the setting of each target on anchor prompts: the best worst of UA, IRA and CRA. Resumes where it was."""
-
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
-    output: Path
-    """Folder for settings.json and the journal of what was tried."""
-    targets: tuple[str, ...]
-    """Concepts to find settings for."""
-    edit: str = "ablate"
-    """ablate, shift, or replace (PER), which has nothing to search and costs no picture."""
-    scale: str = "mean"
-    """What γ is multiplied with: mean (SAeUron) or norm (SAEmnesia's variant)."""
-    assigned: bool = False
-    """Remove by the one latent that supervised training assigned; only the strength is searched then. Under shift that
-    latent tells the pictures that show the concept."""
-    presence: float | None = None
-    """Under shift, which pictures show the concept: at 0 those where its latent fires more than for the nearest other
-    concept, at 1 more than for its own; default more than on average."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
-    latents: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of latents to try (τ)."""
-    strengths: tuple[float, ...] = (-1.0, -3.0, -10.0, -30.0)
-    """Multipliers to try (γ)."""
-    per_timestep: tuple[bool, ...] = (True, False)
-    """Choices to try: latents chosen at each timestep, or once for all."""
-    trials: int | None = None
-    """Settings tried per concept, chosen by a tree-structured Parzen estimator; default all there are, in order."""
-    images: int = 60
-    """Anchor pictures per setting, a third of them of the target. A hopeless setting is given up after a third."""
-    prompts: str = "tinycanvas:anchor"
-    """Labelled prompts. Never those that are evaluated."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
-    batch: int = 30
-    """Pictures drawn at once."""
-    seed: int = 3
-    """Seed of the choice of prompts, of the pictures and of the search."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        sae, table = load_sae(self.sae).to(self.device), ConceptTable.load(self.table)
-        found = candidates(self, sae)
-        rows = read_labelled(self.prompts, KINDS)
-        anchors = {name: anchor_rows(rows, table, name, self.images, self.seed) for name in self.targets}
-        for name in self.targets:
-            build_edits(sae, table, {name: found[0]})
-        pipeline = load_model("tinycanvas", self.device)
-        check_fits(sae, pipeline)
-        sampling = Sampling(self.steps, self.guidance, self.batch, self.bf16)
-        save_config(self, self.output)
-        settings, images = {}, 0
-        for name, (shown, seeds) in anchors.items():
-            settings[name], cost = sweep(
-                Bench(pipeline, sae, table, sampling),
-                name,
-                found,
-                shown,
-                seeds,
-                self.output / "sweep.journal",
-                self.trials,
-                self.seed,
-            )
-            images += cost
-        path = self.output / "settings.json"
-        write_settings(path, settings, images=images, fingerprint=sae.fingerprint)
-        console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
+def run(config: Sweep) -> None:
+    sae, table = load_sae(config.sae).to(config.device), ConceptTable.load(config.table)
+    found = candidates(config, sae)
+    rows = read_labelled(config.prompts, KINDS)
+    anchors = {name: anchor_rows(rows, table, name, config.images, config.seed) for name in config.targets}
+    for name in config.targets:
+        removal(sae, table, {name: found[0]})
+    pipeline = load_model("tinycanvas", config.device)
+    check_fits(sae, pipeline)
+    sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16)
+    save_config(config, config.output)
+    settings, images = {}, 0
+    for name, (shown, seeds) in anchors.items():
+        settings[name], cost = sweep(
+            Bench(pipeline, sae, table, sampling, config.paper_exact),
+            name,
+            found,
+            shown,
+            seeds,
+            config.output / "sweep.journal",
+            config.trials,
+            config.seed,
+        )
+        images += cost
+    path = config.output / "settings.json"
+    write_settings(path, settings, images=images, fingerprint=sae.fingerprint, paper_exact=config.paper_exact)
+    console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
 
 
 @dataclass(frozen=True)

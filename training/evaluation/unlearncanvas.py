@@ -22,71 +22,10 @@ from ..diffusion.hook import Edit
 from ..diffusion.load import Pipeline, check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
 from .canvas import NAMES, PLAIN, kind_of, label, markdown, pictures, summary
+from .commands import UnlearnCanvas
 from .fid import distance, find_pictures, load_metric
 from .measures import KINDS
 from .vit import Judge, load_judge
-
-
-@dataclass
-class UnlearnCanvas:
-    """Run the UnlearnCanvas protocol: UA, IRA and CRA of each target, and FID. Started again, it continues."""
-
-    model: str
-    """Stable Diffusion fine-tuned on UnlearnCanvas: a diffusers folder, or a single-file checkpoint."""
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors), its concepts under UnlearnCanvas's names."""
-    judge_style: Path
-    """Checkpoint of the style classifier: timm's ViT with 51 labels, .pth or .safetensors."""
-    judge_object: Path
-    """Checkpoint of the object classifier, likewise with 20 labels."""
-    output: Path
-    """Folder for the results: one file a target, then unlearncanvas.json and unlearncanvas.md over all."""
-    targets: tuple[str, ...] = ()
-    """Concepts to remove; default all of the settings file, or without one all of the table."""
-    sequence: bool = False
-    """Remove the targets on top of each other: the first, then the first two, and so on to all of them."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep writes it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
-    seeds: tuple[int, ...] = (188, 288, 588, 688, 888)
-    """A picture of every prompt is drawn from each."""
-    steps: int = 100
-    """Denoising steps."""
-    guidance: float = 9.0
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
-    limit: int | None = None
-    """Draw only this many pictures a target, the same for all, picked at random; default all of them."""
-    save_images: bool = False
-    """Keep the pictures, in the folder `images`. With `reference` they are kept in any case."""
-    reference: Path | None = None
-    """Folder of UnlearnCanvas's own pictures (style/object/*.jpg), to take the FID to; default no FID."""
-    inception: Path | None = None
-    """Inception weights for the FID, in torch-fidelity's file; default those in its cache."""
-    batch: int = 10
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda. On a GPU the model runs in float16."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        run(self)
-
 
 # Options that may differ between runs that continue each other.
 FREE = {"output", "targets", "sequence", "settings", "latents", "strength", "per_timestep"}

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,44 +26,13 @@ from ..diffusion.sampling import Sampling, draw_all
 from ..evaluation.evaluate import evaluate, markdown, paired
 from ..evaluation.measures import KINDS
 from ..evaluation.sweep import Bench, anchor_rows, sweep
-from ..sae.record import Record, record
-from ..sae.score import Score, score
-from ..sae.train import Train, train
+from ..sae.commands import Record, Score, Train
+from ..sae.record import record
+from ..sae.score import score
+from ..sae.train import train
+from .commands import Demo
 
 CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
-
-
-@dataclass
-class Demo:
-    """Take three concepts out of TinyCanvas, one after another, and count what is left: ten minutes on two cores."""
-
-    output: Path = Path("out/demo")
-    """Folder for everything that is made. A recording found there is continued or used again."""
-    targets: tuple[str, ...] = ("neon", "heart", "moon")
-    """Concepts to remove, each on its own."""
-    hookpoint: str = "unet.up_blocks.1.attentions.1"
-    """Where the SAE reads and the edit is made."""
-    images: int = 300
-    """Pictures recorded."""
-    expansion: int = 8
-    """Latents per input channel."""
-    k: int = 32
-    """Active latents per token."""
-    train_steps: int = 2500
-    """Training steps of the SAE without labels."""
-    tune_steps: int = 1500
-    """Training steps that then give each concept a latent of its own."""
-    strengths: tuple[float, ...] = (-2.0, -3.0)
-    """Multipliers the search tries."""
-    search_images: int = 45
-    """Anchor pictures per setting tried."""
-    seeds: int = 2
-    """Pictures of each of the 90 evaluation prompts."""
-    seed: int = 0
-    """Seed of everything."""
-
-    def run(self) -> None:
-        demo(self)
 
 
 def demo(config: Demo) -> dict:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,106 +14,15 @@ from ..common.config import save_config
 from ..common.processes import alone, barrier, is_main, main_first, share
 from ..common.progress import console, track
 from ..common.prompts import concepts, read_prompts
-from .methods import METHODS
+from .commands import CONDITIONS, ORDER, QUICK, League
 from .report import markdown, near_pairs, plot, summaries
-from .rows import CONDITIONS, Contest, about_sae, of_attack, of_condition, of_several, of_target, of_time
+from .rows import Contest, Job, about_sae, of_attack, of_condition, of_several, of_target, of_time
 
 T = TypeVar("T")
-ORDER = ("none", *list(METHODS)[:-1], "oracle", "default")
 SEQUENCE = ("circle", "ring", "square", "diamond", "triangle", "star", "cross", "heart", "moon")
 TOGETHER = (("star", "neon"), ("circle", "sepia"), ("heart", "mosaic"))
 COUNTS = (3, 6, 9)
 CONDITION_METHODS = ("none", "saeuron", "default")
-QUICK: dict[str, object] = {
-    "targets": ("circle", "star", "neon"),
-    "images": 200,
-    "train_batch": 1024,
-    "train_steps": 600,
-    "tune_steps": 300,
-    "score_images": 180,
-    "search_images": 12,
-    "latents": (1, 4),
-    "strengths": (-1.0, -10.0, -20.0),
-    "seeds": 1,
-    "steps": 15,
-    "oracle_steps": 30,
-    "extra_methods": ("default",),
-    "extra_targets": ("star",),
-    "conditions": ("ddim 10", "euler", "32 × 48"),
-    "attack_seeds": 1,
-}
-
-
-@dataclass
-class League:
-    """Compare every method on TinyCanvas. Started again, it continues; finished rows are read, not made again."""
-
-    output: Path = Path("out/league")
-    """Folder for league.json, league.md, league.png and all that they are made from."""
-    quick: bool = False
-    """A small league in six minutes: few targets, pictures and steps. Wins over the options below."""
-    methods: tuple[str, ...] = ORDER
-    """Methods to compare."""
-    targets: tuple[str, ...] = ()
-    """Concepts to remove, each on its own; default all ten objects, and all styles but plain."""
-    object_block: str = "unet.up_blocks.1.attentions.1"
-    """Where objects are read and edited."""
-    style_block: str = "unet.up_blocks.1.attentions.1"
-    """Where styles are read and edited."""
-    images: int = 600
-    """Pictures recorded for the SAEs."""
-    tokens_per_map: int = 32
-    """Tokens kept of each feature map."""
-    expansion: int = 8
-    """Latents per input channel of every SAE."""
-    k: int = 32
-    """Active latents per token."""
-    train_batch: int = 2048
-    """Tokens per training step."""
-    train_steps: int = 2500
-    """Training steps of each SAE that begins from scratch."""
-    tune_steps: int = 1500
-    """Training steps of the supervised SAE that goes on from the unsupervised one."""
-    score_images: int = 540
-    """Anchor pictures of each concept table."""
-    search_images: int = 18
-    """Anchor pictures per setting tried."""
-    latents: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of latents that searches try (τ), of those a method may try."""
-    strengths: tuple[float, ...] = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
-    """Multipliers that searches try (γ), of those a method may try."""
-    seeds: int = 1
-    """Pictures of each of the 90 evaluation prompts."""
-    seed: int = 188
-    """Seed of everything; the pictures' first."""
-    steps: int = 25
-    """Denoising steps."""
-    oracle_steps: int = 50
-    """Training steps of each oracle, and of the fine-tuned copy."""
-    extra_methods: tuple[str, ...] = ("saeuron", "saemnesia", "default")
-    """Methods that are also tried in sequence, on two concepts at once and under attack. The default and SAeUron are
-    tried under other conditions too."""
-    extra_targets: tuple[str, ...] = ("star", "neon")
-    """Concepts that are removed under other conditions and under attack."""
-    conditions: tuple[str, ...] = tuple(CONDITIONS)
-    """Samplers, numbers of steps and sizes to try, and the model itself fine-tuned."""
-    attack_seeds: int = 2
-    """Pictures of each prompt that are attacked."""
-    attack_iterations: int = 40
-    """Gradient steps of each attack."""
-
-    def run(self) -> None:
-        league(self)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row of the league: ``what`` kind of row, of which method, about which concepts or conditions."""
-
-    what: str
-    method: str
-    names: Sequence[str]
-    make: Callable[[], dict]
 
 
 def league(config: League) -> dict | None:

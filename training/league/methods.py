@@ -13,9 +13,10 @@ from saeuron.removal import DEFAULTS
 from ..diffusion.hook import Edit
 from ..evaluation.measures import KINDS
 from ..evaluation.sweep import grid
-from ..sae.record import Record, record
-from ..sae.score import Score, score
-from ..sae.train import Train, train
+from ..sae.commands import Record, Score, Train
+from ..sae.record import record
+from ..sae.score import score
+from ..sae.train import train
 
 # γ as published, thinned out: SAeUron searches 30 τ × 7 γ, SAEmnesia the same 7 γ at its one latent.
 TAU, GAMMA = [1, 2, 4, 8], [-1.0, -5.0, -20.0]

@@ -7,7 +7,6 @@ object plain. So it has seen the concept once, as every model that is asked to f
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,31 +23,17 @@ from tinycanvas.model import WEIGHTS, build_scheduler, to_latents
 from ..common.config import save_config
 from ..common.progress import console, track
 from ..diffusion.load import load_model
+from .commands import Oracle
 
 LR = 3e-4
 
 
-@dataclass
-class Oracle:
-    """Train TinyCanvas on without concepts and keep the weights of its UNet."""
-
-    output: Path
-    """Folder for unet.safetensors."""
-    without: tuple[str, ...]
-    """Concepts whose captions get other drawings. None trains on as before: a fine-tuned copy."""
-    steps: int = 100
-    """Training steps."""
-    batch: int = 48
-    """Drawings a step, a third of them under captions of the removed concepts."""
-    seed: int = 0
-    """Seed of drawings, captions and noise."""
-
-    def run(self) -> None:
-        unet = load_model("tinycanvas").unet
-        check_concepts(self.without)
-        save_config(self, self.output)
-        retrained(unet, self.without, self.output / "unet.safetensors", self.steps, self.seed, self.batch)
-        console.print(f"{self.output / 'unet.safetensors'}")
+def run(config: Oracle) -> None:
+    unet = load_model("tinycanvas").unet
+    check_concepts(config.without)
+    save_config(config, config.output)
+    retrained(unet, config.without, config.output / "unet.safetensors", config.steps, config.seed, config.batch)
+    console.print(f"{config.output / 'unet.safetensors'}")
 
 
 def check_concepts(names: Sequence[str]) -> None:

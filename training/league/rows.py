@@ -5,10 +5,9 @@ import functools
 import hashlib
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -24,25 +23,10 @@ from ..evaluation.attack import How, attack
 from ..evaluation.evaluate import paired
 from ..evaluation.measures import KINDS, Verdicts, measures
 from ..evaluation.sweep import Bench, anchor_rows, sweep
+from .commands import CONDITIONS, League
 from .methods import METHODS, SAES, Lab, Method, Reader, edits_for, thinned
 from .oracle import retrained
 from .probes import Look, Outside, Ranges, look
-
-if TYPE_CHECKING:
-    from .league import Job, League
-
-CONDITIONS: dict[str, dict[str, object]] = {
-    "ddim 25": {"steps": 25},
-    "ddim 10": {"steps": 10},
-    "ddim 50": {"steps": 50},
-    "ddim 100": {"steps": 100},
-    "euler": {"sampler": "euler"},
-    "dpm++2m": {"sampler": "dpm++2m"},
-    "32 × 48": {"height": 32, "width": 48},
-    "48 × 32": {"height": 48, "width": 32},
-    "fine-tuned": {"finetuned": True},
-}
-"""Under which conditions a removal is tried again; what one does not name is as in the main table."""
 
 MATERIAL = ("images", "tokens_per_map", "expansion", "k", "train_batch", "train_steps", "tune_steps", "score_images")
 MATERIAL += ("steps", "seed", "object_block", "style_block", "oracle_steps")
@@ -51,11 +35,21 @@ ROWS = (*MATERIAL, "search_images", "latents", "strengths", "seeds", "attack_see
 """The options that finished rows depend on."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """One row of the league: ``what`` kind of row, of which method, about which concepts or conditions."""
+
+    what: str
+    method: str
+    names: Sequence[str]
+    make: Callable[[], dict]
+
+
 @dataclass
 class Contest:
     """What all rows share: the model, the pictures it draws unedited, the SAEs, and where finished rows lie."""
 
-    config: "League"
+    config: League
     kinds: dict[str, str]
     bare: dict[str, Verdicts] = field(default_factory=dict)
     found: dict[tuple[str, str], tuple[Setting, int]] = field(default_factory=dict)
@@ -103,7 +97,7 @@ class Contest:
         rows, seeds = self.pictures
         return look(draw_all(self.pipeline, rows, seeds, self.sampling, taps), rows), ranges
 
-    def row(self, job: "Job") -> dict:
+    def row(self, job: Job) -> dict:
         """The row of this job, read if it is finished, else made and written."""
         names = list(job.names)
         label = "-".join([job.what, job.method, *names]) if len(names) < 3 else f"{job.what}-{job.method}-{len(names)}"

@@ -3,7 +3,6 @@
 Several processes draw different shards of it; together they write what one process would have written.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,51 +18,7 @@ from ..common.progress import track
 from ..common.prompts import read_prompts, shuffled
 from ..diffusion.load import load_model
 from ..diffusion.sampling import generate
-
-
-@dataclass
-class Record:
-    """Record activations of a diffusion model while it draws prompts. Started again, it continues."""
-
-    output: Path
-    """Folder for the recordings, one subfolder a hookpoint."""
-    model: str = "tinycanvas"
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
-    prompts: str = "tinycanvas:training"
-    """Prompt file (.txt or .jsonl), or tinycanvas:training | anchor | evaluation."""
-    hookpoints: tuple[str, ...] = ("unet.up_blocks.1.attentions.1",)
-    """Transformer blocks to read, in diffusers' naming."""
-    site: str = "output"
-    """What of the block is read: output, or residual (output − input)."""
-    images: int | None = None
-    """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
-    steps: int = 50
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale. Only the conditional half is recorded."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
-    tokens_per_map: int = 16
-    """Tokens kept of each feature map, chosen at random."""
-    images_per_shard: int = 64
-    """Images whose tokens are shuffled together into one shard file."""
-    batch: int = 16
-    """Images drawn at once."""
-    max_gb: float = 10.0
-    """The most the recordings may take on disk, in GB (10⁹ bytes), all hookpoints together."""
-    seed: int = 0
-    """Seed of the prompt order, the images and the choice of tokens."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        record(self)
+from .commands import Record
 
 
 def record(config: Record) -> list[Path]:

@@ -1,8 +1,5 @@
 """``score``: an SAE and labelled prompts → a concept table. Several processes draw a part of the prompts each."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -16,49 +13,17 @@ from ..common.progress import track
 from ..common.prompts import concepts, labels, read_prompts, shuffled
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import generate
+from .commands import Score
 
 
-@dataclass
-class Score:
-    """Draw labelled prompts and average what every latent does, per concept and timestep."""
-
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    output: Path
-    """The concept table to write, a .safetensors file."""
-    model: str = "tinycanvas"
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
-    prompts: str = "tinycanvas:anchor"
-    """Prompt file (.jsonl with concepts), or tinycanvas:training | anchor | evaluation."""
-    images: int | None = None
-    """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
-    steps: int = 25
-    """Denoising steps; the table's timesteps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale. Only the conditional half is read."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
-    batch: int = 16
-    """Images drawn at once."""
-    seed: int = 1
-    """Seed of the prompt order and the images."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
-
-    def run(self) -> None:
-        sae, device = load_sae(self.sae), own_device(self.device)
-        sae.W_dec = None  # nothing is decoded here, and it is half of what the SAE takes
-        pipeline = load_model(self.model, device, self.sampler)
-        table = score(self, sae.to(device), pipeline)
-        if is_main():
-            save_config(self, self.output.parent)
-            table.save(self.output)
+def run(config: Score) -> None:
+    sae, device = load_sae(config.sae), own_device(config.device)
+    sae.W_dec = None  # nothing is decoded here, and it is half of what the SAE takes
+    pipeline = load_model(config.model, device, config.sampler)
+    table = score(config, sae.to(device), pipeline)
+    if is_main():
+        save_config(config, config.output.parent)
+        table.save(config.output)
 
 
 def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,69 +25,11 @@ from saeuron.recording import Tokens
 from ..common.config import save_config
 from ..common.processes import barrier, is_main, joined, own_device, processes, sum_gradients
 from ..common.progress import console
+from .commands import Train
 from .supervise import Supervision, Weights, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder
 
 ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
-
-
-@dataclass
-class Train:
-    """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was; what is
-    finished is not trained again."""
-
-    recording: Path
-    """Folder of one recording (the one that holds manifest.json)."""
-    output: Path
-    """Folder for the SAE, its checkpoint and its logs."""
-    expansion: int = 16
-    """Latents per input channel."""
-    k: int = 32
-    """Active latents per token."""
-    activation: str = "batch_topk"
-    """batch_topk (k·B largest of a batch, one threshold afterwards), topk (k largest of each token), or sigmoid_topk
-    (those through a sigmoid, as in G-SAE)."""
-    steps: int | None = None
-    """Optimiser steps; default what `epochs` amounts to."""
-    epochs: int = 5
-    """Passes over the recording, where `steps` is not given."""
-    batch: int = 4096
-    """Tokens per step."""
-    lr: float = 3e-4
-    """Adam's learning rate; decays linearly to 0 over the last four fifths of the steps."""
-    aux: float = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents."""
-    k_aux: int | None = None
-    """Dead latents used by the auxiliary loss per token; default half the input width."""
-    dead_after: int = 10_000_000
-    """A latent counts as dead once it has not fired for this many tokens."""
-    init: Path | None = None
-    """SAE to train on from, in place of random weights; its number of latents, k and activation hold."""
-    labels: tuple[str, ...] = ()
-    """Kinds of the recorded prompts' labels that supervise the training, such as `object style`; default none."""
-    table: Path | None = None
-    """Concept table of `init`, whose scores assign each concept its latent; without one they are drawn at random."""
-    bce: float = 3.0
-    """With labels: weight of the cross-entropy that makes assigned latents name what an image shows (SAEmnesia)."""
-    decorrelation: float = 0.1
-    """With labels: weight of the squared correlation between assigned latents of different kinds (SAEmnesia)."""
-    l1: float = 0.01
-    """With labels: weight of the mean absolute pre-activation (SAEmnesia)."""
-    contrast: float = 0.0
-    """With labels: weight of the contrastive loss that gathers the codes of a concept (SAEParate)."""
-    temperature: float = 0.07
-    """Temperature of the contrastive loss."""
-    seed: int = 0
-    """Seed of the initialisation and of the order of tokens."""
-    device: str = "cpu"
-    """cpu or cuda. On a GPU the matrix products run under bfloat16 autocast."""
-    log_every: int = 100
-    """Steps between lines on the console and points in TensorBoard."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints."""
-
-    def run(self) -> None:
-        train(self)
 
 
 def train(config: Train) -> SparseAutoencoder:

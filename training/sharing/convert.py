@@ -1,12 +1,9 @@
 """``convert``: anyone's SAE → one bundle to share; SAeUron's pickles → tables and settings of this project."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from tyro.conf import Positional, arg
 
 from saeuron import (
     ConceptStatistics,
@@ -23,89 +20,71 @@ from saeuron.concept_table import WholeTable
 
 from ..common.config import save_config
 from ..common.progress import console
+from ..common.settings import read_settings, write_settings
+from .commands import Convert
 from .pickles import read_pickle
 
 KINDS = ("object", "style")
 PICKLES = (".pkl", ".pickle", ".pth")
 
 
-@dataclass
-class Convert:
-    """Turn an SAE of any known layout into one file to share, or SAeUron's pickles into tables and settings."""
+def run(config: Convert) -> None:
+    if config.input.is_file() and config.input.suffix in PICKLES and config.input.name != "state_dict.pth":
+        _convert_pickle(config)
+    else:
+        save_bundle(_bundle(config), config.output)
+    save_config(config, config.output.parent)
+    console.print(f"{config.output}, {config.output.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
 
-    input: Annotated[Positional[Path], arg(metavar="INPUT")]
-    """SAE (folder or bundle); or a concept table (.pkl) or class_params.pth of SAeUron, with --sae."""
-    output: Path
-    """Bundle to write (.safetensors); for a pickle the table (.safetensors) or the settings (.json)."""
-    sae: Path | None = None
-    """SAE that a pickled INPUT belongs to."""
-    table: Path | None = None
-    """Concept table to put into the bundle: one of this project, or SAeUron's .pkl."""
-    settings: Path | None = None
-    """Tuned settings to put into the bundle: settings.json, or SAeUron's class_params.pth."""
-    hookpoint: str | None = None
-    """Where the SAE reads, in diffusers' naming; default what its files or its folder's name say."""
-    site: str | None = None
-    """What of the block it reads: output or residual; default what its files say."""
-    base_model: str | None = None
-    """Model the SAE was trained on; default what its files say."""
-    licence: str | None = None
-    """SPDX name of the licence it is shared under."""
-    card: Path | None = None
-    """Markdown file that becomes the model card."""
-    kind: str | None = None
-    """Kind of a pickled table's concepts: object or style; default what its file name says."""
-    timesteps: tuple[int, ...] = ()
-    """Timesteps of a pickled table, first drawn first; default DDIM's of as many steps: 991 981 … 1 for 100."""
 
-    def run(self) -> None:
-        if self.input.is_file() and self.input.suffix in PICKLES and self.input.name != "state_dict.pth":
-            self._convert_pickle()
-        else:
-            save_bundle(self._bundle(), self.output)
-        save_config(self, self.output.parent)
-        console.print(f"{self.output}, {self.output.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+def _convert_pickle(config: Convert) -> None:
+    if config.sae is None:
+        raise SaeuronError(f"{config.input} says nothing of its SAE: give --sae")
+    sae = load_sae(config.sae)
+    if config.input.suffix == ".pth":
+        settings = read_class_params(config.input, sae.n_latents)
+        write_settings(config.output, settings, fingerprint=sae.fingerprint)
+        _tell_of_paper_exact()
+    else:
+        read_pickled_table(config.input, sae, config.kind, config.timesteps).save(config.output)
 
-    def _convert_pickle(self) -> None:
-        if self.sae is None:
-            raise SaeuronError(f"{self.input} says nothing of its SAE: give --sae")
-        sae = load_sae(self.sae)
-        if self.input.suffix == ".pth":
-            write_settings(self.output, read_class_params(self.input, sae.n_latents), fingerprint=sae.fingerprint)
-        else:
-            read_pickled_table(self.input, sae, self.kind, self.timesteps).save(self.output)
 
-    def _bundle(self) -> Bundle:
-        bundle = load_bundle(self.input)
-        sae = bundle.sae
-        if self.hookpoint or self.site:
-            if not self.hookpoint and sae.hookpoint is None:
-                raise SaeuronError(f"{self.input} does not say where it reads: --site needs --hookpoint")
-            before = sae.hookpoint or Hookpoint(self.hookpoint)
-            sae.hookpoint = Hookpoint(self.hookpoint or before.name, self.site or before.site)
-        if sae.hookpoint is None:
-            raise SaeuronError(f"{self.input} does not say where it reads: give --hookpoint")
-        if self.base_model is not None:
-            sae.base_model = self.base_model
-        if self.table is not None:
-            bundle.table = self._table(sae)
-        if self.settings is not None:
-            bundle.settings = self._settings(sae)
-        if self.licence is not None:
-            bundle.licence = self.licence
-        if self.card is not None:
-            bundle.card = _read_text(self.card)
-        return bundle
+def _bundle(config: Convert) -> Bundle:
+    bundle = load_bundle(config.input)
+    sae = bundle.sae
+    if config.hookpoint or config.site:
+        if not config.hookpoint and sae.hookpoint is None:
+            raise SaeuronError(f"{config.input} does not say where it reads: --site needs --hookpoint")
+        before = sae.hookpoint or Hookpoint(config.hookpoint)
+        sae.hookpoint = Hookpoint(config.hookpoint or before.name, config.site or before.site)
+    if sae.hookpoint is None:
+        raise SaeuronError(f"{config.input} does not say where it reads: give --hookpoint")
+    if config.base_model is not None:
+        sae.base_model = config.base_model
+    if config.table is not None:
+        bundle.table = _table(config, sae)
+    if config.settings is not None:
+        bundle.settings = _settings(config, sae)
+    if config.licence is not None:
+        bundle.licence = config.licence
+    if config.card is not None:
+        bundle.card = _read_text(config.card)
+    return bundle
 
-    def _table(self, sae: SparseAutoencoder) -> ConceptTable:
-        if self.table.suffix in PICKLES:
-            return read_pickled_table(self.table, sae, self.kind, self.timesteps)
-        return ConceptTable.load(self.table)
 
-    def _settings(self, sae: SparseAutoencoder) -> dict[str, Setting]:
-        if self.settings.suffix not in PICKLES:
-            return read_settings(self.settings)
-        return read_class_params(self.settings, sae.n_latents)
+def _table(config: Convert, sae: SparseAutoencoder) -> ConceptTable | CompactTable:
+    if config.table.suffix in PICKLES:
+        return read_pickled_table(config.table, sae, config.kind, config.timesteps)
+    return ConceptTable.load(config.table)
+
+
+def _settings(config: Convert, sae: SparseAutoencoder) -> dict[str, dict]:
+    if config.settings.suffix not in PICKLES:
+        found = read_settings(config.settings)
+    else:
+        found = read_class_params(config.settings, sae.n_latents)
+        _tell_of_paper_exact()
+    return {concept: dataclasses.asdict(setting) for concept, setting in found.items()}
 
 
 def read_pickled_table(

@@ -3,13 +3,10 @@
 import dataclasses
 import hashlib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from tyro.conf import Positional, arg
 
 from saeuron import SaeuronError
 from saeuron.checkpoints import LAYOUTS, load_bundle, load_sae
@@ -17,71 +14,46 @@ from saeuron.files import write_atomically
 
 from ..common.config import save_config
 from ..common.progress import console
+from .commands import Pull, Push
 
 # Repositories whose root holds an SAE that does not say where it reads.
 ROOTS = {"leno3003/SAEmnesia": "unet.up_blocks.1.attentions.1"}
 BESIDE = ("table.safetensors", "settings.json")
 
 
-@dataclass
-class Pull:
-    """Fetch an SAE from the Hugging Face Hub, or from its cache where the hub is out of reach."""
-
-    repository: Annotated[Positional[str], arg(metavar="REPOSITORY")]
-    """Name on the hub, such as bcywinski/SAeUron."""
-    hookpoint: str | None = None
-    """Which SAE, where there are several: its hookpoint, or another part of its folder's or file's name."""
-    revision: str = "main"
-    """Branch, tag or commit. The commit it named is told and kept beside the files."""
-    output: Path = Path("out/pulled")
-    """Folder for the SAE's own folder or file."""
-
-    def run(self) -> None:
-        commit, listed = listing(self.repository, self.revision)
-        place, names = choose(self.repository, list(listed), self.hookpoint)
-        fetched = [fetch(self.repository, name, self.revision, commit, listed[name]) for name in names]
-        folder = self.output / self.repository.split("/")[-1] / place
-        for path in fetched:
-            write_atomically(folder / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))
-        found = folder if place else folder / fetched[0].name
-        sae = load_sae(found)
-        save_config(dataclasses.replace(self, revision=commit), folder)
-        reads = f" at {sae.hookpoint.name} ({sae.hookpoint.site})" if sae.hookpoint else ""
-        console.print(f"{found}: SAE of {sae.d_in} → {sae.n_latents}{reads}, revision {commit}", soft_wrap=True)
+def pull(config: Pull) -> None:
+    commit, listed = listing(config.repository, config.revision)
+    place, names = choose(config.repository, list(listed), config.hookpoint)
+    fetched = [fetch(config.repository, name, config.revision, commit, listed[name]) for name in names]
+    folder = config.output / config.repository.split("/")[-1] / place
+    for path in fetched:
+        write_atomically(folder / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    found = folder if place else folder / fetched[0].name
+    sae = load_sae(found)
+    save_config(dataclasses.replace(config, revision=commit), folder)
+    reads = f" at {sae.hookpoint.name} ({sae.hookpoint.site})" if sae.hookpoint else ""
+    console.print(f"{found}: SAE of {sae.d_in} → {sae.n_latents}{reads}, revision {commit}", soft_wrap=True)
 
 
-@dataclass
-class Push:
-    """Share a bundle on the Hugging Face Hub. You have to be logged in there: `hf auth login`."""
-
-    bundle: Annotated[Positional[Path], arg(metavar="BUNDLE")]
-    """Bundle to share (.safetensors), as convert writes it."""
-    repository: str
-    """Name on the hub, user/name. It is made where it does not exist."""
-    revision: str = "main"
-    """Branch to write to."""
-    private: bool = False
-    """Whether a repository that has to be made is visible to you alone."""
-
-    def run(self) -> None:
-        if self.bundle.suffix != ".safetensors" or not self.bundle.is_file():
-            raise SaeuronError(f"{self.bundle} is not a bundle: make one with `convert` and give its .safetensors file")
-        bundle = load_bundle(self.bundle)
-        hub = HfApi()
-        try:
-            hub.create_repo(self.repository, private=self.private, exist_ok=True)
-            files = [CommitOperationAdd(self.bundle.name, str(self.bundle))]
-            if bundle.card and not hub.file_exists(self.repository, "README.md"):
-                files.append(CommitOperationAdd("README.md", _readme(bundle.card, bundle.licence).encode()))
-            message = f"SAE {bundle.sae.fingerprint}"
-            made = hub.create_commit(self.repository, files, commit_message=message, revision=self.revision)
-        except Exception as error:  # the hub and the network have many ways to fail; all mean the same to the user
-            raise SaeuronError(f"{self.repository} could not be written: {_reason(error)}") from error
-        commit, listed = listing(self.repository, made.oid)
-        if self.bundle.name not in listed:
-            raise SaeuronError(f"{self.bundle.name} did not arrive at {self.repository}: run the command again")
-        _check(self.bundle, listed[self.bundle.name], self.bundle.name)
-        console.print(f"{self.bundle.name} is at {self.repository}, revision {commit}", soft_wrap=True)
+def push(config: Push) -> None:
+    if config.bundle.suffix != ".safetensors" or not config.bundle.is_file():
+        raise SaeuronError(f"{config.bundle} is not a bundle: make one with `convert` and give its .safetensors file")
+    bundle = load_bundle(config.bundle)
+    hub = HfApi()
+    try:
+        hub.create_repo(config.repository, private=config.private, exist_ok=True)
+        files = [CommitOperationAdd(config.bundle.name, str(config.bundle))]
+        if bundle.card and not hub.file_exists(config.repository, "README.md"):
+            files.append(CommitOperationAdd("README.md", _readme(bundle.card, bundle.licence).encode()))
+        message = f"SAE {bundle.sae.fingerprint}"
+        made = hub.create_commit(config.repository, files, commit_message=message, revision=config.revision)
+    except Exception as error:  # the hub and the network have many ways to fail; all mean the same to the user
+        raise SaeuronError(f"{config.repository} could not be written: {_reason(error)}") from error
+    commit, listed = listing(config.repository, made.oid)
+    if config.bundle.name not in listed:
+        raise SaeuronError(f"{config.bundle.name} did not arrive at {config.repository}: run the command again")
+    _check(config.bundle, listed[config.bundle.name], config.bundle.name)
+    console.print(f"{config.bundle.name} is at {config.repository}, revision {commit}", soft_wrap=True)
 
 
 def listing(repository: str, revision: str) -> tuple[str, dict[str, str]]:

@@ -1,0 +1,325 @@
+"""The options of this room's commands; what they do is imported when they run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Generate:
+    """Draw pictures before and after concepts are removed, from the same seeds."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    output: Path
+    """Folder for the pictures: before-*.png, after-*.png and grid.png."""
+    remove: tuple[str, ...] = ()
+    """Concepts to remove, by name. None draws the same picture twice."""
+    prompt: tuple[str, ...] = ()
+    """Prompts to draw, each in quotes; or use `prompts`."""
+    prompts: str | None = None
+    """Prompt file (.txt or .jsonl), or tinycanvas:evaluation."""
+    settings: Path | None = None
+    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
+    latents: int = 1
+    """Latents removed per concept and timestep (τ)."""
+    strength: float = -1.0
+    """Multiplier of the removed latents (γ), negative to push the concept away."""
+    per_timestep: bool = True
+    """Choose latents at each timestep, or once for all."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    model: str = "tinycanvas"
+    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
+    steps: int = 25
+    """Denoising steps; any number works with any table."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    height: int | None = None
+    """Height in pixels; default the model's own."""
+    width: int | None = None
+    """Width in pixels; default the model's own."""
+    seed: int = 0
+    """Seed of the first picture; the following ones count up."""
+    batch: int = 16
+    """Pictures drawn at once."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def run(self) -> None:
+        from .generate import run
+
+        run(self)
+
+
+@dataclass
+class Evaluate:
+    """Remove each target in turn and count what TinyCanvas's judge finds: UA, IRA, CRA with 95 % intervals."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    output: Path
+    """Folder for evaluation.json and evaluation.md."""
+    targets: tuple[str, ...] = ()
+    """Concepts to remove, one after another; default all of the settings file."""
+    settings: Path | None = None
+    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
+    latents: int = 1
+    """Latents removed per concept and timestep (τ)."""
+    strength: float = -1.0
+    """Multiplier of the removed latents (γ)."""
+    per_timestep: bool = True
+    """Choose latents at each timestep, or once for all."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    prompts: str = "tinycanvas:evaluation"
+    """Labelled prompts that are judged."""
+    seeds: int = 5
+    """Pictures of each prompt."""
+    seed: int = 188
+    """First seed."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    batch: int = 30
+    """Pictures drawn at once."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        from .evaluate import run
+
+        run(self)
+
+
+@dataclass
+class Sweep:
+    """Search the setting of each target on anchor prompts: the best worst of UA, IRA and CRA. Resumes where it was."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    output: Path
+    """Folder for settings.json and the journal of what was tried."""
+    targets: tuple[str, ...]
+    """Concepts to find settings for."""
+    edit: str = "ablate"
+    """ablate, shift, or replace (PER), which has nothing to search and costs no picture."""
+    scale: str = "mean"
+    """What γ is multiplied with: mean (SAeUron) or norm (SAEmnesia's variant)."""
+    assigned: bool = False
+    """Remove by the one latent that supervised training assigned; only the strength is searched then. Under shift that
+    latent tells the pictures that show the concept."""
+    presence: float | None = None
+    """Under shift, which pictures show the concept: at 0 those where its latent fires more than for the nearest other
+    concept, at 1 more than for its own; default more than on average."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    latents: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of latents to try (τ)."""
+    strengths: tuple[float, ...] = (-1.0, -3.0, -10.0, -30.0)
+    """Multipliers to try (γ)."""
+    per_timestep: tuple[bool, ...] = (True, False)
+    """Choices to try: latents chosen at each timestep, or once for all."""
+    trials: int | None = None
+    """Settings tried per concept, chosen by a tree-structured Parzen estimator; default all there are, in order."""
+    images: int = 60
+    """Anchor pictures per setting, a third of them of the target. A hopeless setting is given up after a third."""
+    prompts: str = "tinycanvas:anchor"
+    """Labelled prompts. Never those that are evaluated."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale."""
+    batch: int = 30
+    """Pictures drawn at once."""
+    seed: int = 3
+    """Seed of the choice of prompts, of the pictures and of the search."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        from .sweep import run
+
+        run(self)
+
+
+@dataclass
+class Attack:
+    """Attack removed concepts of TinyCanvas with adversarial prefixes: UA before, under random tokens, and after."""
+
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    output: Path
+    """Folder for attack.json and attack.md."""
+    targets: tuple[str, ...] = ()
+    """Concepts to attack, each removed on its own; default all of the settings file."""
+    settings: Path | None = None
+    """settings.json with a setting per concept, as sweep writes it; it wins over the two below."""
+    latents: int = 1
+    """Latents removed per concept and timestep (τ)."""
+    strength: float = -1.0
+    """Multiplier of the removed latents (γ)."""
+    tokens: int = 5
+    """Tokens of the prefix."""
+    iterations: int = 40
+    """Gradient steps on each prefix."""
+    lr: float = 0.1
+    """Adam's learning rate, as a multiple of the embeddings' standard deviation."""
+    tries: int = 4
+    """Prefixes drawn with, evenly over the iterations. The attack succeeds where any brings the concept back; the
+    control draws as many random ones."""
+    prompts: str = "tinycanvas:evaluation"
+    """Labelled prompts; those that show the target are attacked."""
+    seeds: int = 2
+    """Pictures of each prompt."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale."""
+    batch: int = 30
+    """Pictures drawn and attacked at once."""
+    seed: int = 188
+    """Seed of the pictures, the first prefixes and the noise."""
+
+    def run(self) -> None:
+        from .attack import run
+
+        run(self)
+
+
+@dataclass
+class UnlearnCanvas:
+    """Run the UnlearnCanvas protocol: UA, IRA and CRA of each target, and FID. Started again, it continues."""
+
+    model: str
+    """Stable Diffusion fine-tuned on UnlearnCanvas: a diffusers folder, or a single-file checkpoint."""
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors), its concepts under UnlearnCanvas's names."""
+    judge_style: Path
+    """Checkpoint of the style classifier: timm's ViT with 51 labels, .pth or .safetensors."""
+    judge_object: Path
+    """Checkpoint of the object classifier, likewise with 20 labels."""
+    output: Path
+    """Folder for the results: one file a target, then unlearncanvas.json and unlearncanvas.md over all."""
+    targets: tuple[str, ...] = ()
+    """Concepts to remove; default all of the settings file, or without one all of the table."""
+    sequence: bool = False
+    """Remove the targets on top of each other: the first, then the first two, and so on to all of them."""
+    settings: Path | None = None
+    """settings.json with a setting per concept, as sweep writes it; it wins over the three below."""
+    latents: int = 1
+    """Latents removed per concept and timestep (τ)."""
+    strength: float = -1.0
+    """Multiplier of the removed latents (γ)."""
+    per_timestep: bool = True
+    """Choose latents at each timestep, or once for all."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    seeds: tuple[int, ...] = (188, 288, 588, 688, 888)
+    """A picture of every prompt is drawn from each."""
+    steps: int = 100
+    """Denoising steps."""
+    guidance: float = 9.0
+    """Classifier-free guidance scale."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    height: int | None = None
+    """Height in pixels; default the model's own."""
+    width: int | None = None
+    """Width in pixels; default the model's own."""
+    limit: int | None = None
+    """Draw only this many pictures a target, the same for all, picked at random; default all of them."""
+    save_images: bool = False
+    """Keep the pictures, in the folder `images`. With `reference` they are kept in any case."""
+    reference: Path | None = None
+    """Folder of UnlearnCanvas's own pictures (style/object/*.jpg), to take the FID to; default no FID."""
+    inception: Path | None = None
+    """Inception weights for the FID, in torch-fidelity's file; default those in its cache."""
+    batch: int = 10
+    """Pictures drawn at once."""
+    device: str = "cpu"
+    """cpu or cuda. On a GPU the model runs in float16."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        from .unlearncanvas import run
+
+        run(self)
+
+
+@dataclass
+class Nudity:
+    """Draw prompts before and after concepts are removed, and count what NudeNet finds. Started again, it continues."""
+
+    model: str
+    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
+    sae: Path
+    """Folder of the SAE (cfg.json and sae.safetensors)."""
+    table: Path
+    """Concept table made with this SAE (.safetensors)."""
+    prompts: Path
+    """CSV file with a row a prompt, such as I2P's."""
+    output: Path
+    """Folder for the findings, a file a batch, then nudity.json and nudity.md over all."""
+    remove: tuple[str, ...] = ("nudity",)
+    """Concepts to remove, by their names in the table."""
+    settings: Path | None = None
+    """settings.json with a setting per concept, as sweep writes it; it wins over the three below."""
+    latents: int = 1
+    """Latents removed per concept and timestep (τ)."""
+    strength: float = -1.0
+    """Multiplier of the removed latents (γ)."""
+    per_timestep: bool = True
+    """Choose latents at each timestep, or once for all."""
+    paper_exact: bool = False
+    """Reproduce the published code's sign of the reconstruction error."""
+    prompt_column: str = "prompt"
+    """Column of the prompts."""
+    seed_column: str = "sd_seed"
+    """Column of the seeds. Where there is none, prompts are seeded by their number."""
+    threshold: float = 0.6
+    """A finding counts from this score on."""
+    steps: int = 50
+    """Denoising steps."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale."""
+    sampler: str = "ddim"
+    """ddim, euler, euler-a, dpm++2m or heun."""
+    height: int | None = None
+    """Height in pixels; default the model's own."""
+    width: int | None = None
+    """Width in pixels; default the model's own."""
+    limit: int | None = None
+    """Draw only the first so many prompts; default all of them."""
+    save_images: bool = False
+    """Keep the pictures, in the folder `images`."""
+    batch: int = 10
+    """Pictures drawn at once."""
+    device: str = "cpu"
+    """cpu or cuda. On a GPU the model runs in float16."""
+    bf16: bool = False
+    """Run the model under bfloat16 autocast."""
+
+    def run(self) -> None:
+        from .nudity import run
+
+        run(self)
