@@ -6,13 +6,14 @@ _MODULES = {
     "assignment": ("assign", "assign_at_random", "read_assignment", "select_assigned"),
     "autoencoder": ("Code", "SparseAutoencoder"),
     "checkpoints": ("load_sae", "save_sae"),
-    "concepts": ("ConceptTable",),
-    "edits": ("Ablate", "Replace", "Shift", "Steer"),
+    "concept_statistics": ("ConceptStatistics",),
+    "concept_table": ("ConceptTable",),
+    "edits": ("Ablate", "Edit", "Replace", "Shift", "Steer", "Window"),
     "errors": ("SaeuronError",),
     "hookpoints": ("Hookpoint",),
     "recording": ("Recording", "RecordingWriter"),
+    "removal": ("Setting", "build_edits", "choose_settings", "default_setting", "read_settings", "write_settings"),
     "selection": ("Selection",),
-    "settings": ("Setting", "default_setting", "removal"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
-    from saeuron import ConceptTable
+    from saeuron import ConceptStatistics
 
 PATIENCE = timedelta(days=7)  # one process may wait for the others as long as they work
 T = TypeVar("T")
@@ -94,13 +94,13 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def merge(table: "ConceptTable") -> "ConceptTable":
-    """``table`` with what every process gathered in its own of the same concepts and timesteps, on every process."""
+def merge(statistics: "ConceptStatistics") -> "ConceptStatistics":
+    """``statistics`` and what all other processes gathered for the same concepts and timesteps, on every process."""
     if processes() > 1:
         group = _join()
-        for tensor in (table.sums, table.counts):
+        for tensor in statistics.tensors:
             group.all_reduce(tensor)
-    return table
+    return statistics
 
 
 def joined(tensor: "torch.Tensor") -> "torch.Tensor":

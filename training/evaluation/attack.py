@@ -30,7 +30,7 @@ from .measures import KINDS, Rate
 def run(config: Attack) -> None:
     sae, table = load_sae(config.sae), ConceptTable.load(config.table)
     settings = settings_of(config.targets, config.settings, Setting(config.latents, config.strength))
-    edits = {name: {sae.hookpoint: removal(sae, table, {name: own})} for name, own in settings.items()}
+    edits = {name: {sae.hookpoint: build_edits(sae, table, {name: own})} for name, own in settings.items()}
     pipeline = load_model("tinycanvas")
     check_fits(sae, pipeline)
     rows, seeds = paired(read_labelled(config.prompts, KINDS), config.seeds, config.seed)

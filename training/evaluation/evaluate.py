@@ -24,16 +24,15 @@ from .measures import KINDS, Rate, Verdicts, measures
 def run(config: Evaluate) -> None:
     device = own_device(config.device)
     sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
-    settings = settings_of(
-        config.targets, config.settings, Setting(config.latents, config.strength, config.per_timestep)
-    )
+    plain = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
+    settings = settings_of(config.targets, config.settings, plain)
     for name in settings:
-        table.row(name)
+        table.kind(name)
     pipeline = load_model("tinycanvas", device, config.sampler)
     check_fits(sae, pipeline)
     rows, seeds = paired(read_labelled(config.prompts, KINDS), config.seeds, config.seed)
     sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16)
-    report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling, config.paper_exact)
+    report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
     if is_main():
         save_config(config, config.output)
         write_json(config.output / "evaluation.json", report)

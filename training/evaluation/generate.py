@@ -1,6 +1,6 @@
 """``generate``: pictures with and without concepts, paired by seed."""
 
-from saeuron import ConceptTable, SaeuronError, Setting, load_sae, removal
+from saeuron import ConceptTable, SaeuronError, Setting, build_edits, load_sae, read_settings
 
 from ..common.config import save_config
 from ..common.pictures import save_grid, save_picture
@@ -18,11 +18,11 @@ def run(config: Generate) -> None:
         raise SaeuronError("there is nothing to draw: give --prompt or --prompts")
     sae, table = load_sae(config.sae), ConceptTable.load(config.table)
     tuned = read_settings(config.settings) if config.settings else {}
-    plain = Setting(config.latents, config.strength, config.per_timestep)
+    plain = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
     chosen = {name: tuned.get(name, plain) for name in config.remove}
     for name in chosen:
-        table.row(name)
-    edits = {sae.hookpoint: removal(sae.to(config.device), table, chosen, config.paper_exact)}
+        table.kind(name)
+    edits = {sae.hookpoint: build_edits(sae.to(config.device), table, chosen)}
     pipeline = load_model(config.model, config.device, config.sampler)
     check_fits(sae, pipeline)
     sampling = Sampling(config.steps, config.guidance, config.batch, height=config.height, width=config.width)

@@ -46,7 +46,7 @@ def run(config: Sweep) -> None:
     rows = read_labelled(config.prompts, KINDS)
     anchors = {name: anchor_rows(rows, table, name, config.images, config.seed) for name in config.targets}
     for name in config.targets:
-        removal(sae, table, {name: found[0]})
+        build_edits(sae, table, {name: found[0]})
     pipeline = load_model("tinycanvas", config.device)
     check_fits(sae, pipeline)
     sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16)
@@ -54,7 +54,7 @@ def run(config: Sweep) -> None:
     settings, images = {}, 0
     for name, (shown, seeds) in anchors.items():
         settings[name], cost = sweep(
-            Bench(pipeline, sae, table, sampling, config.paper_exact),
+            Bench(pipeline, sae, table, sampling),
             name,
             found,
             shown,
@@ -65,7 +65,7 @@ def run(config: Sweep) -> None:
         )
         images += cost
     path = config.output / "settings.json"
-    write_settings(path, settings, images=images, fingerprint=sae.fingerprint, paper_exact=config.paper_exact)
+    write_settings(path, settings, images=images, fingerprint=sae.fingerprint)
     console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
 
 

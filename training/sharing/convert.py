@@ -20,7 +20,6 @@ from saeuron.concept_table import WholeTable
 
 from ..common.config import save_config
 from ..common.progress import console
-from ..common.settings import read_settings, write_settings
 from .commands import Convert
 from .pickles import read_pickle
 
@@ -44,7 +43,6 @@ def _convert_pickle(config: Convert) -> None:
     if config.input.suffix == ".pth":
         settings = read_class_params(config.input, sae.n_latents)
         write_settings(config.output, settings, fingerprint=sae.fingerprint)
-        _tell_of_paper_exact()
     else:
         read_pickled_table(config.input, sae, config.kind, config.timesteps).save(config.output)
 
@@ -72,19 +70,16 @@ def _bundle(config: Convert) -> Bundle:
     return bundle
 
 
-def _table(config: Convert, sae: SparseAutoencoder) -> ConceptTable | CompactTable:
+def _table(config: Convert, sae: SparseAutoencoder) -> ConceptTable:
     if config.table.suffix in PICKLES:
         return read_pickled_table(config.table, sae, config.kind, config.timesteps)
     return ConceptTable.load(config.table)
 
 
-def _settings(config: Convert, sae: SparseAutoencoder) -> dict[str, dict]:
+def _settings(config: Convert, sae: SparseAutoencoder) -> dict[str, Setting]:
     if config.settings.suffix not in PICKLES:
-        found = read_settings(config.settings)
-    else:
-        found = read_class_params(config.settings, sae.n_latents)
-        _tell_of_paper_exact()
-    return {concept: dataclasses.asdict(setting) for concept, setting in found.items()}
+        return read_settings(config.settings)
+    return read_class_params(config.settings, sae.n_latents)
 
 
 def read_pickled_table(

@@ -6,7 +6,7 @@ import torch
 import training.evaluation.sweep
 from saeuron import SaeuronError, Setting, save_sae
 from training.common.prompts import read_prompts
-from training.common.settings import read_settings
+
 from training.diffusion.sampling import Sampling
 from training.evaluation.evaluate import paired
 from training.evaluation.measures import Verdicts

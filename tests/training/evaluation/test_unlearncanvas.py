@@ -8,7 +8,7 @@ from PIL import Image
 import training.evaluation.unlearncanvas
 from saeuron import ConceptStatistics, ConceptTable, SaeuronError, Setting, save_sae
 from saeuron.concept_table import WholeTable
-from training.common.settings import write_settings
+
 from training.diffusion.load import load_model
 from training.evaluation.canvas import NAMES, PLAIN, kind_of, markdown, pictures, summary
 from training.evaluation.fid import load_metric
