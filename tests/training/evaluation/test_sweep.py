@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import training.evaluation.sweep
-from saeuron import SaeuronError, Setting, save_sae
+from saeuron import SaeuronError, Setting, read_settings, save_sae
 from training.common.prompts import read_prompts
-
 from training.diffusion.sampling import Sampling
 from training.evaluation.evaluate import paired
 from training.evaluation.measures import Verdicts

@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 import training.evaluation.unlearncanvas
-from saeuron import ConceptStatistics, ConceptTable, SaeuronError, Setting, save_sae
+from saeuron import ConceptStatistics, ConceptTable, SaeuronError, Setting, save_sae, write_settings
 from saeuron.concept_table import WholeTable
-
 from training.diffusion.load import load_model
 from training.evaluation.canvas import NAMES, PLAIN, kind_of, markdown, pictures, summary
 from training.evaluation.fid import load_metric

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, save_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, read_settings, save_sae
 from saeuron.checkpoints import load_bundle
 from training.__main__ import main
-
 from training.sharing.convert import Convert, ddim_timesteps, latents_of, read_pickled_table
 from training.sharing.pickles import read_pickle
 
