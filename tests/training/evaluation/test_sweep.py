@@ -161,7 +161,7 @@ def test_several_targets_are_searched_and_all_their_pictures_counted(recipe, cap
     written = json.loads((recipe().output / "settings.json").read_text("utf-8"))
     assert 8 <= written["images"] <= 12 and f"at {written['images']} images" in capsys.readouterr().err
     for setting in read_settings(recipe().output / "settings.json").values():
-        assert (setting.latents, setting.assigned, setting.scale) == (1, True, "norm")
+        assert (setting.latents, setting.select, setting.scale) == (1, "assigned", "norm")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def test_one_call_makes_a_bundle_of_all_that_saeuron_publishes(published, table,
     assert bundle.sae.fingerprint == load_sae(published).fingerprint
     assert bundle.sae.hookpoint == Hookpoint("unet.up_blocks.1.attentions.1")
     assert (bundle.sae.base_model, bundle.licence, bundle.card) == ("sd15-unlearncanvas", "mit", "# Objects\n")
-    assert bundle.settings["Cats"] == {**vars(Setting(2, -10.0, True))}
+    assert bundle.settings["Cats"] == Setting(2, -10.0, paper_exact=True), (
+        "published strengths bring the published rule"
+    )
     selection = bundle.table.select("Cats", 2, -10.0)
     expected = latents["Cats"].float().mean(0).flip(0)  # by timestep, from the last drawn to the first
     torch.testing.assert_close(selection.means, expected.gather(1, selection.latents), rtol=1e-3, atol=1e-3)
@@ -98,7 +100,10 @@ def test_a_pickled_table_becomes_a_table_of_its_sae(published, table, tmp_path, 
 
 def test_class_params_become_settings(published, params, tmp_path):
     Convert(params, tmp_path / "settings.json", sae=published).run()
-    assert read_settings(tmp_path / "settings.json") == {"Cats": Setting(2, -10.0), "Dogs": Setting(1, -1.0)}
+    assert read_settings(tmp_path / "settings.json") == {
+        "Cats": Setting(2, -10.0, paper_exact=True),
+        "Dogs": Setting(1, -1.0, paper_exact=True),
+    }
 
 
 @pytest.mark.parametrize(("percentile", "count"), [(99.999, 1), (99.995, 2), (99.99, 3), (100, 0), (0, 20_480)])

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from saeuron import Hookpoint, SaeuronError, load_sae, save_sae
+from saeuron import Hookpoint, SaeuronError, Setting, load_sae, save_sae
 from saeuron.checkpoints import Bundle, load_bundle, save_bundle
 from training.__main__ import main
 from training.sharing.hub import Pull, Push, choose, listing
@@ -340,7 +340,7 @@ def test_every_layout_is_found_among_a_repository_s_files():
 def bundle(make_sae, make_table, tmp_path):
     sae = make_sae(seed=9)
     path = tmp_path / "neon.safetensors"
-    save_bundle(Bundle(sae, make_table(sae), {"neon": {"latents": 2}}, "# Neon\n", "mit"), path)
+    save_bundle(Bundle(sae, make_table(sae), {"neon": Setting(2)}, "# Neon\n", "mit"), path)
     return path
 
 
