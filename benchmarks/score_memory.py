@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from saeuron import ConceptStatistics, SparseAutoencoder
-from training.sae.score import image_means
+from saeuron.concept_statistics import map_means
 
 LIMIT = 400  # MB, beside the model
 
@@ -55,7 +55,7 @@ class ScoreMemory:
 def measure(config: ScoreMemory) -> dict[str, float]:
     """Peak resident memory in MB (10⁶ bytes): of the SAE, and what scoring and saving the table add to it."""
     generator = torch.Generator().manual_seed(0)
-    image_means(random_sae(64, 256, 4, generator), torch.randn(1, 8, 64))  # what torch itself takes when it first works
+    map_means(random_sae(64, 256, 4, generator), torch.randn(1, 8, 64))  # what torch itself takes when it first works
     before = resident()
     sae = random_sae(config.d_in, config.n_latents, config.k, generator)
     sae.W_dec = None  # as `score` does
@@ -89,7 +89,7 @@ def fill(config: ScoreMemory, sae: SparseAutoencoder, generator: torch.Generator
         for timestep in timesteps:
             tokens = config.tokens if timestep == timesteps[0] else config.few
             activations = torch.randn(len(part), tokens, config.d_in, generator=generator)
-            table.add(part, timestep, image_means(sae, activations))
+            table.observe(sae, part, timestep, activations)
     return table
 
 

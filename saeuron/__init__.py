@@ -11,6 +11,7 @@ _MODULES = {
     "edits": ("Ablate", "Edit", "Replace", "Shift", "Steer", "Window"),
     "errors": ("SaeuronError",),
     "hookpoints": ("Hookpoint",),
+    "redirect": ("Redirect",),
     "recording": ("Recording", "RecordingWriter"),
     "removal": ("Setting", "build_edits", "choose_settings", "default_setting", "read_settings", "write_settings"),
     "selection": ("Selection",),

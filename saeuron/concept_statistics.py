@@ -6,20 +6,32 @@ from pathlib import Path
 
 import torch
 
+from .autoencoder import SparseAutoencoder
 from .errors import SaeuronError, nearest
 from .files import read_tensors, write_tensors
 from .hookpoints import whole_timestep
 
 FORMAT, VERSIONS = "saeuron-concept-table", (1, 2)
+CHUNK = 64
+"""Tokens encoded at once: of 20 480 latents each copy takes 5 MB, where a whole map's takes 21 and more."""
 
 
 class ConceptStatistics:
-    """Counts, sums and squares of *map means*: of each latent's mean over the tokens of one picture's map.
+    """Sums over pictures, per concept and timestep, from which concept tables and contrasts are made.
 
-    Concepts come in kinds (``object``, ``style``); a picture may show several. Sums are kept per concept and timestep,
-    squares per kind and timestep, which is what the variance within concepts is made of. All are sums, so halves that
-    two processes gathered add up exactly, and a concept can be added later. Memory is (concepts + kinds) × timesteps ×
-    latents and never grows with the number of pictures.
+    All are plain sums, so halves that two processes gathered add up exactly, and concepts can be added later. Memory is
+    concepts × timesteps × latents and never grows with the number of pictures. Concepts come in kinds (``object``,
+    ``style``); a picture may show several concepts, or none.
+
+    ``sums`` ``[C, S, n]`` are map means, each latent's mean activation over the tokens of a picture's map, added up
+    over the pictures that show a concept; ``counts`` ``[C, S]`` says how many do. ``more`` is what contrasts need:
+
+    - ``tokens`` ``[C, S, d]``: mean tokens, a map's tokens averaged, of the pictures that show a concept;
+    - ``together`` ``[C, C, S]``: how many pictures show both of two concepts;
+    - ``pictures`` ``[S]``, ``all_sums`` ``[S, n]``, ``all_tokens`` ``[S, d]``: the same of all pictures;
+    - ``squares`` ``[S, n]``: squared pre-activations of the mean token, of all pictures, for the variance.
+
+    It is None where only map means were ever added: a file of version 1, or a published table.
     """
 
     def __init__(
@@ -39,14 +51,9 @@ class ConceptStatistics:
         self.n_latents, self.fingerprint, self.origin = n_latents, fingerprint, dict(origin or {})
         self.sums = torch.zeros(len(self.concepts), len(self.timesteps), n_latents)
         self.counts = torch.zeros(len(self.concepts), len(self.timesteps))
-        self.squares: torch.Tensor | None = torch.zeros(len(self.kinds), len(self.timesteps), n_latents)
+        self.more: dict[str, torch.Tensor] | None = None
         self._rows = {name: row for row, name in enumerate(self.concepts)}
         self._columns = {int(t): column for column, t in enumerate(self.timesteps)}
-
-    @property
-    def kinds(self) -> list[str]:
-        """Every kind once, in the order of ``squares``."""
-        return list(dict.fromkeys(self.concepts.values()))
 
     def row(self, concept: str) -> int:
         """The place of ``concept`` in ``sums`` and ``counts``; raises SaeuronError with the nearest names."""
@@ -56,21 +63,47 @@ class ConceptStatistics:
             )
         return self._rows[concept]
 
-    def add(self, concepts: Sequence[Sequence[str]], timestep: int, means: torch.Tensor) -> None:
-        """Add pictures: ``means`` ``[B, n_latents]`` over each one's tokens, ``concepts[b]`` the names it shows."""
+    def observe(
+        self, sae: SparseAutoencoder, concepts: Sequence[Sequence[str]], timestep: float, tokens: torch.Tensor
+    ) -> None:
+        """Add pictures: the ``tokens`` ``[B, N, d_in]`` of their maps; ``concepts[b]`` are the names that one shows."""
+        if self.more is None and not bool(self.counts.any()):
+            self._make_room(sae.d_in)
+        means, more = map_means(sae, tokens), self.more
+        column, shows = self._add(concepts, timestep, means)
+        if more is not None:
+            middle = tokens.mean(1, dtype=torch.float32)
+            pre = sae.pre_activations(middle).float()
+            more["pictures"][column] += len(tokens)
+            more["together"][:, :, column] += shows @ shows.T
+            more["tokens"][:, column] += shows @ middle.cpu()
+            for name, values in (("all_sums", means), ("all_tokens", middle), ("squares", pre.square())):
+                more[name][column] += values.sum(0).cpu()
+
+    def add(self, concepts: Sequence[Sequence[str]], timestep: float, means: torch.Tensor) -> None:
+        """Add pictures of which only map means ``[B, n_latents]`` are known: enough for tables, not for contrasts."""
+        self._add(concepts, timestep, means)
+        if len(means):
+            self.more = None
+
+    def _add(self, concepts: Sequence[Sequence[str]], timestep: float, means: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """Add to sums and counts; the column of ``timestep``, and which picture shows which concept, ``[C, B]``."""
         column = self._columns.get(whole_timestep(timestep))
         if column is None:
             raise SaeuronError(f"timestep {timestep} is not one of the table's {len(self.timesteps)}")
-        pairs = [(self.row(name), picture) for picture, names in enumerate(concepts) for name in names]
-        rows = torch.tensor([row for row, _ in pairs], dtype=torch.long)
-        pictures = torch.tensor([picture for _, picture in pairs], dtype=torch.long, device=means.device)
-        shown = means.index_select(0, pictures).to(self.sums)
-        self.sums[:, column].index_add_(0, rows, shown)
-        self.counts[:, column].index_add_(0, rows, torch.ones(len(pairs)))
-        if self.squares is not None:
-            kinds = self.kinds
-            kind_of_row = torch.tensor([kinds.index(kind) for kind in self.concepts.values()], dtype=torch.long)
-            self.squares[:, column].index_add_(0, kind_of_row[rows], shown.square())
+        shows = torch.zeros(len(self.concepts), len(means))
+        for picture, names in enumerate(concepts):
+            for name in names:
+                shows[self.row(name), picture] = 1
+        self.sums[:, column] += shows @ means.float().cpu()
+        self.counts[:, column] += shows.sum(1)
+        return column, shows
+
+    def _make_room(self, d_in: int) -> None:
+        count, steps = self.counts.shape
+        sizes = {"tokens": (count, steps, d_in), "together": (count, count, steps), "pictures": (steps,)}
+        sizes |= {"all_sums": (steps, self.n_latents), "all_tokens": (steps, d_in), "squares": (steps, self.n_latents)}
+        self.more = {name: torch.zeros(size) for name, size in sizes.items()}
 
     def check_belongs(self, fingerprint: str) -> None:
         """Raise SaeuronError unless these were gathered with the SAE of this fingerprint."""
@@ -89,12 +122,13 @@ class ConceptStatistics:
         other.check_belongs(self.fingerprint)
         self.sums += other.sums
         self.counts += other.counts
-        self.squares = None if self.squares is None or other.squares is None else self.squares + other.squares
+        both = self.more is not None and other.more is not None
+        self.more = {name: own + other.more[name] for name, own in self.more.items()} if both else None
 
     @property
-    def tensors(self) -> list[torch.Tensor]:
-        """All that is summed, for processes that add theirs up in place."""
-        return [tensor for tensor in (self.sums, self.counts, self.squares) if tensor is not None]
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is summed, by name, for files and for processes that add theirs up in place."""
+        return {"sums": self.sums, "counts": self.counts} | (self.more or {})
 
     def save(self, path: str | Path) -> None:
         """Write everything to ``path``, a safetensors file that `ConceptTable.load` reads."""
@@ -106,16 +140,12 @@ class ConceptStatistics:
             "n_latents": self.n_latents,
             "origin": self.origin,
         }
-        tensors = {"sums": self.sums, "counts": self.counts, "timesteps": self.timesteps}
-        tensors |= {} if self.squares is None else {"squares": self.squares}
+        tensors = self.tensors | {"timesteps": self.timesteps}
         write_tensors(Path(path), tensors, {"saeuron": json.dumps(description)})
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptStatistics":
-        """Read a file of ``save``; raises SaeuronError naming the file where it is missing, broken or something else.
-
-        Files of version 1 hold no squares.
-        """
+        """Read a file of ``save``; raises SaeuronError naming one that is missing, broken or something else."""
         tensors, metadata = read_tensors(Path(path))
         try:
             about = json.loads(metadata["saeuron"])
@@ -123,13 +153,24 @@ class ConceptStatistics:
                 raise ValueError(f"it is {about['format']} {about['version']}")
             n_latents, timesteps = tensors["sums"].shape[-1], tensors["timesteps"].tolist()
             found = cls(about["concepts"], timesteps, n_latents, about["fingerprint"], about["origin"])
-            for name in ("sums", "counts", "squares"):
-                stored = tensors.get(name) if name == "squares" else tensors[name]
-                if stored is not None and stored.shape != getattr(found, name).shape:
+            if "tokens" in tensors:
+                found._make_room(tensors["tokens"].shape[-1])
+            for name, room in found.tensors.items():
+                if tensors[name].shape != room.shape:
                     raise ValueError("its tensors do not have the shape its description gives")
-                setattr(found, name, stored)
+                room.copy_(tensors[name])
         except KeyError as error:
             raise SaeuronError(f"{path} is not a concept table: it lacks {error}") from None
         except (ValueError, TypeError, IndexError, AttributeError) as error:
             raise SaeuronError(f"{path} is not a concept table of format {FORMAT} {VERSIONS[-1]}: {error}") from None
         return found
+
+
+@torch.no_grad()
+def map_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean activations ``[B, n_latents]``, float32, over the tokens ``[B, N, d_in]`` of each map."""
+    means = torch.zeros(len(tokens), sae.n_latents, device=tokens.device)
+    for own, picture in zip(means, tokens, strict=True):
+        for part in picture.split(CHUNK):
+            own += sae.encode(part.to(sae.W_enc.dtype)).sum(0, dtype=torch.float32)
+    return means / tokens.shape[1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .autoencoder import SparseAutoencoder
+from .contrasts import Contrasts
 from .detector import Detector, shown
 from .errors import SaeuronError
 from .selection import SelectedLatents, Selection
@@ -56,7 +57,16 @@ class Edit(Window):
         """
         raise NotImplementedError
 
-    def _check_belong(self, *parts: Selection | Detector) -> None:
+    @property
+    def options(self) -> dict[str, object]:
+        """How the edit is made, whatever it is made of."""
+        return {"start": self.start, "end": self.end}
+
+    def joined(self, other: "Edit") -> "Edit | None":
+        """This edit and another of its class and options as one, or None where there is no such edit."""
+        return None
+
+    def _check_belong(self, *parts: Selection | Detector | Contrasts) -> None:
         for part in parts:
             if part.fingerprint != self.sae.fingerprint:
                 raise SaeuronError(
@@ -111,7 +121,16 @@ class Ablate(_OfSelection):
             return flat
         norms = self._norms(self.sae.encode_sparse(flat[rows]).values) if self.scale == "norm" else None
         change = weight.expand(len(flat), 1)[rows] * self._change(active[rows], chosen, norms)
-        return _shift(flat, rows, change, self.sae.W_dec[chosen.latents])
+        return move(flat, rows, change, self.sae.W_dec[chosen.latents])
+
+    @property
+    def options(self) -> dict[str, object]:
+        return super().options | {"paper_exact": self.paper_exact, "scale": self.scale}
+
+    def joined(self, other: "Ablate") -> "Ablate | None":
+        if not torch.equal(self.selection.timesteps, other.selection.timesteps):
+            return None
+        return replace(self, selection=Selection.merge([self.selection, other.selection]))
 
     def _published(self, flat: torch.Tensor, chosen: SelectedLatents, weight: torch.Tensor) -> torch.Tensor:
         """``x̂_edited + (x̂ − x)``, which is ``x + 2 (x̂ − x)`` and the change."""
@@ -189,7 +208,14 @@ class Shift(Edit):
         if len(rows) == 0:
             return flat
         directions = torch.stack([self._direction(one.at(timestep).to(flat.device)) for one in self.selections])
-        return _shift(flat, rows, change[rows], directions)
+        return move(flat, rows, change[rows], directions)
+
+    def joined(self, other: "Shift") -> "Shift | None":
+        selections = [*self.selections, *other.selections]
+        names = [name for selection in selections for name in selection.concepts]
+        if len(set(names)) < len(names):
+            return None
+        return replace(self, selections=selections, detectors=[*self.detectors, *other.detectors])
 
     def _direction(self, chosen: SelectedLatents) -> torch.Tensor:
         return (chosen.strengths * (chosen.means - chosen.kind_means)) @ self.sae.W_dec[chosen.latents].float()
@@ -226,26 +252,13 @@ class Steer(Edit):
             change = change + (self.scale - 1) * self.sae.encode_at(flat, latents, floor).float()
         change = weight * change
         rows = change.any(-1).nonzero().squeeze(-1)
-        return flat if len(rows) == 0 else _shift(flat, rows, change[rows], self.sae.W_dec[latents])
+        return flat if len(rows) == 0 else move(flat, rows, change[rows], self.sae.W_dec[latents])
 
 
 def join(one: Edit, other: Edit) -> Edit | None:
     """Two edits as one that costs one encode, or None where they differ in more than their concepts."""
-    if type(one) is not type(other) or one.sae.fingerprint != other.sae.fingerprint or _options(one) != _options(other):
-        return None
-    if isinstance(one, Ablate) and torch.equal(one.selection.timesteps, other.selection.timesteps):
-        return replace(one, selection=Selection.merge([one.selection, other.selection]))
-    if isinstance(one, Shift):
-        selections = [*one.selections, *other.selections]
-        names = [name for selection in selections for name in selection.concepts]
-        if len(set(names)) == len(names):
-            return replace(one, selections=selections, detectors=[*one.detectors, *other.detectors])
-    return None
-
-
-def _options(edit: Edit) -> dict[str, object]:
-    concerned = ("sae", "selection", "selections", "detectors")
-    return {name: value for name, value in vars(edit).items() if name not in concerned}
+    alike = type(one) is type(other) and one.sae.fingerprint == other.sae.fingerprint
+    return one.joined(other) if alike and one.options == other.options else None
 
 
 def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -255,7 +268,7 @@ def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return mask.to(tokens.device, torch.float32).expand(tokens.shape[:-1]).reshape(-1, 1)
 
 
-def _shift(flat: torch.Tensor, rows: torch.Tensor, change: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+def move(flat: torch.Tensor, rows: torch.Tensor, change: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """``flat`` ``[T, d_in]`` with ``change`` ``[R, m]`` × ``directions`` ``[m, d_in]`` added at ``rows`` ``[R]``."""
     moved = flat[rows].float() + change @ directions.float()
     return flat.index_copy(0, rows, moved.to(flat.dtype))

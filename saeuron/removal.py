@@ -15,9 +15,10 @@ from .detector import Detector
 from .edits import SCALES, Ablate, Edit, Replace, Shift
 from .errors import SaeuronError, nearest
 from .files import read_json, write_json
+from .redirect import Redirect
 from .selection import Selection
 
-EDITS = ("ablate", "replace", "shift")
+EDITS = ("redirect", "ablate", "replace", "shift")
 SOURCES = ("score", "assigned")
 
 
@@ -25,11 +26,12 @@ SOURCES = ("score", "assigned")
 class Setting:
     """How one concept is removed.
 
-    ``edit`` is ``ablate`` (SAeUron), ``replace`` (PER, which has no strength) or ``shift``. ``select`` says which
-    latents are edited: the ``latents`` (τ) of highest score, at each timestep or once for all, or the one that
-    supervised training assigned. ``strength`` is γ, negative to push the concept away; ``scale`` and ``paper_exact``
-    are Ablate's. ``detect`` says what tells the maps that show the concept, under ``shift``: assigned latents or those
-    of the best scores; ``presence`` is `Detector.of`'s.
+    ``edit`` is ``redirect``, ``ablate`` (SAeUron), ``replace`` (PER, which has no strength) or ``shift``. ``strength``
+    is γ, negative to push the concept away. Redirect takes all else from the table's contrasts. For the others
+    ``select`` says which latents are edited: the ``latents`` (τ) of highest score, at each timestep or once for all, or
+    the one that supervised training assigned; ``scale`` and ``paper_exact`` are Ablate's. ``detect`` says what tells
+    the maps that show the concept under ``shift``: assigned latents or those of the best scores; ``presence`` is
+    `Detector.of`'s.
     """
 
     latents: int = 1
@@ -95,16 +97,20 @@ class Setting:
         return Detector.of(table, concept, latents, self.presence)
 
 
-# What the league found best without any search: see docs/methods.md.
-DEFAULTS = {
+DEFAULT = Setting(strength=-2.0, edit="redirect")
+"""What the league found best, on every SAE and without any search: see docs/methods.md."""
+OLDER = {
     "object": Setting(64, -3.0, edit="shift", detect="assigned", presence=0.1),
     "style": Setting(64, -2.0, edit="shift", detect="assigned", presence=0.1),
 }
+"""What was best for tables of version 1, which hold no contrasts, with an SAE that has assigned latents."""
 
 
-def default_setting(sae: SparseAutoencoder, kind: str) -> Setting:
-    """How a concept of ``kind`` is removed where nobody says: SAeUron's way, unless its latent was assigned to it."""
-    return DEFAULTS.get(kind, DEFAULTS["object"]) if sae.config.get("assignment") else Setting()
+def default_setting(sae: SparseAutoencoder, table: ConceptTable, concept: str) -> Setting:
+    """How ``concept`` is removed where nobody says: as well as the table allows."""
+    if table.has_contrasts:
+        return DEFAULT
+    return OLDER.get(table.kind(concept), OLDER["object"]) if sae.config.get("assignment") else Setting()
 
 
 def choose_settings(
@@ -122,8 +128,8 @@ def choose_settings(
     changes = {name: value for name, value in changes.items() if value is not None}
     found = {}
     for name in concepts:
-        kind = table.kind(name)
-        found[name] = replace(known.get(name) or default_setting(sae, kind), **changes)
+        table.kind(name)
+        found[name] = replace(known.get(name) or default_setting(sae, table, name), **changes)
     return found
 
 
@@ -135,9 +141,14 @@ def build_edits(sae: SparseAutoencoder, table: ConceptTable, settings: Mapping[s
     table.check_belongs(sae.fingerprint)
     ways: dict[tuple[object, ...], list[str]] = {}
     for name, setting in settings.items():
+        table.kind(name)
         ways.setdefault((setting.edit, setting.scale, setting.paper_exact), []).append(name)
     edits: list[Edit] = []
     for (edit, scale, paper_exact), names in ways.items():
+        if edit == "redirect":
+            strengths = {name: settings[name].strength for name in names}
+            edits.append(Redirect(sae, table.contrasts(sae), strengths))
+            continue
         selections = [settings[name].selection(sae, table, name) for name in names]
         if edit == "shift":
             edits.append(Shift(sae, selections, [settings[name].detector(sae, table, name) for name in names]))

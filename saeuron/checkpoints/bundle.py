@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from ..autoencoder import SparseAutoencoder
-from ..concept_table import CompactTable, ConceptTable
+from ..compact_table import CompactTable
+from ..concept_table import ConceptTable
 from ..errors import SaeuronError
 from ..files import read_tensors, write_tensors
 from ..hookpoints import Hookpoint
@@ -49,7 +50,8 @@ def save_bundle(bundle: Bundle, path: str | Path) -> None:
     if table is not None:
         table.check_belongs(sae.fingerprint)
     if table is not None and not isinstance(table, CompactTable):
-        table = CompactTable.of(table, sae.config.get("assignment"))
+        contrasts = table.contrasts(sae) if table.has_contrasts else None
+        table = CompactTable.of(table, sae.config.get("assignment"), contrasts)
     for concept, setting in bundle.settings.items():
         if table is not None:
             setting.selection(sae, table, concept)
@@ -93,7 +95,7 @@ def read_bundle(path: str | Path) -> Bundle:
             raise ValueError(f"its tensors have the fingerprint {sae.fingerprint}, not {about['fingerprint']}")
         table = about["table"]
         if table is not None:
-            table = CompactTable.unpack(tensors, table, sae.n_latents, sae.fingerprint)
+            table = CompactTable.unpack(tensors, table, sae)
         return Bundle(sae, table, parse_settings(about["settings"], path), about["card"], about["licence"])
     except KeyError as error:
         raise SaeuronError(f"{path} is not a bundle: it lacks {error}") from None
@@ -106,7 +108,7 @@ def read_bundle(path: str | Path) -> Bundle:
 def _sae(path: Path, tensors: dict[str, torch.Tensor], about: dict) -> SparseAutoencoder:
     per_latent = about["activation"] == "jumprelu"
     names = {name: name for name in (*TENSORS, *(("threshold",) if per_latent else ()))}
-    stored = {name: tensor for name, tensor in tensors.items() if not name.startswith("table.")}
+    stored = {name: tensor for name, tensor in tensors.items() if not name.startswith(("table.", "contrasts."))}
     own = tensors_of(path, stored, names, about["d_in"], about["n_latents"])
     hookpoint = Hookpoint(about["hookpoint"], about["site"]) if about["hookpoint"] else None
     threshold = own["threshold"] if per_latent else about["threshold"]

@@ -15,7 +15,8 @@ from saeuron import (
     write_settings,
 )
 from saeuron.checkpoints import Bundle, load_bundle, save_bundle
-from saeuron.concept_table import CompactTable, WholeTable
+from saeuron.compact_table import CompactTable
+from saeuron.concept_table import WholeTable
 from saeuron.files import read_tensors, write_json, write_tensors
 
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1", "residual")

@@ -3,7 +3,8 @@ import torch
 
 from saeuron import Ablate, ConceptStatistics, SaeuronError, Selection
 from saeuron.assignment import select_assigned
-from saeuron.concept_table import CompactTable, WholeTable
+from saeuron.compact_table import CompactTable
+from saeuron.concept_table import WholeTable
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
 TIMESTEPS = [901, 501, 101]

@@ -49,7 +49,7 @@ def plain_means(images, shows):
 def test_memory_does_not_grow_with_the_number_of_images(images, tmp_path):
     def size():
         statistics.save(tmp_path / "table")
-        return (tmp_path / "table").stat().st_size, sum(tensor.nbytes for tensor in statistics.tensors)
+        return (tmp_path / "table").stat().st_size, sum(tensor.nbytes for tensor in statistics.tensors.values())
 
     statistics = fill(new_statistics(), images)
     before = size()
@@ -60,10 +60,10 @@ def test_memory_does_not_grow_with_the_number_of_images(images, tmp_path):
 
 def test_an_image_without_any_concept_counts_for_none(images):
     statistics = fill(new_statistics(), images)
-    before = [tensor.clone() for tensor in statistics.tensors]
+    before = [tensor.clone() for tensor in statistics.tensors.values()]
     statistics.add([[], []], 901, torch.ones(2, 12))
     statistics.add([], 901, torch.ones(0, 12))
-    assert all(map(torch.equal, statistics.tensors, before))
+    assert all(map(torch.equal, statistics.tensors.values(), before))
 
 
 def test_an_unknown_concept_is_refused_with_the_nearest(images):
@@ -79,39 +79,70 @@ def test_an_unrecorded_timestep_is_refused():
         new_statistics().add([["cat"]], 7, torch.ones(1, 12))
 
 
-def test_statistics_come_back_as_they_were_saved(images, tmp_path):
-    statistics = fill(new_statistics(origin={"hookpoint": "unet.mid_block.attentions.0"}), images)
+SHOWN = [("cat", "oil"), ("dog", "ink"), ("cat", "ink"), (), ("bird",)]
+
+
+def observed(sae, tokens, rows=slice(None)):
+    """Statistics of maps ``tokens`` ``[timestep][picture, token, d]``, in batches of two."""
+    statistics = new_statistics(n_latents=sae.n_latents, fingerprint=sae.fingerprint)
+    shown = SHOWN[rows]
+    for timestep, maps in zip(TIMESTEPS, tokens, strict=True):
+        for start in range(0, len(shown), 2):
+            statistics.observe(sae, shown[start : start + 2], timestep, maps[rows][start : start + 2])
+    return statistics
+
+
+def test_observing_gathers_means_middles_and_what_is_shown_together(make_sae, make_tokens):
+    sae, tokens = make_sae(), make_tokens(3, 5, 70, 16)
+    found = observed(sae, tokens)
+    means, middle = sae.encode(tokens).mean(2), tokens.mean(2)
+    cat = [0, 2]
+    torch.testing.assert_close(found.sums[0], means[:, cat].sum(1), **CLOSE)
+    torch.testing.assert_close(found.more["tokens"][0], middle[:, cat].sum(1), **CLOSE)
+    torch.testing.assert_close(found.more["all_sums"], means.sum(1), **CLOSE)
+    torch.testing.assert_close(found.more["all_tokens"], middle.sum(1), **CLOSE)
+    # Squares of numbers up to 10, added up in another order.
+    torch.testing.assert_close(found.more["squares"], sae.pre_activations(middle).square().sum(1), rtol=1e-4, atol=1e-4)
+    assert found.more["pictures"].tolist() == [5, 5, 5] and found.counts[:, 0].tolist() == [2, 1, 1, 1, 2]
+    together = found.more["together"][:, :, 1]
+    assert together[0].tolist() == [2, 0, 0, 1, 1] and torch.equal(together.diagonal(), found.counts[:, 1])
+
+
+def test_statistics_come_back_as_they_were_saved(make_sae, make_tokens, tmp_path):
+    sae = make_sae()
+    statistics = observed(sae, make_tokens(3, 5, 20, 16))
+    statistics.origin = {"hookpoint": "unet.mid_block.attentions.0"}
     statistics.save(tmp_path / "table.safetensors")
     again = ConceptStatistics.load(tmp_path / "table.safetensors")
-    assert list(again.concepts.items()) == list(CONCEPTS.items())
-    assert (again.fingerprint, again.origin["hookpoint"], again.n_latents) == ("sae", "unet.mid_block.attentions.0", 12)
-    for name in ("timesteps", "sums", "counts", "squares"):
-        assert torch.equal(getattr(again, name), getattr(statistics, name)), name
+    assert list(again.concepts.items()) == list(CONCEPTS.items()) and again.fingerprint == sae.fingerprint
+    assert (again.origin["hookpoint"], again.n_latents) == ("unet.mid_block.attentions.0", 64)
+    assert torch.equal(again.timesteps, statistics.timesteps) and again.tensors.keys() == statistics.tensors.keys()
+    for name, tensor in statistics.tensors.items():
+        assert torch.equal(again.tensors[name], tensor), name
 
 
-def test_two_processes_gather_what_one_would(images, tmp_path):
-    for name, rows in (("a", slice(0, 11)), ("b", slice(11, None))):
-        fill(new_statistics(), images, rows).save(tmp_path / name)
+def test_two_processes_gather_what_one_would(make_sae, make_tokens, tmp_path):
+    sae, tokens = make_sae(), make_tokens(3, 5, 20, 16)
+    for name, rows in (("a", slice(0, 2)), ("b", slice(2, None))):
+        observed(sae, tokens, rows).save(tmp_path / name)
     merged = ConceptStatistics.load(tmp_path / "a")
     merged.merge(ConceptStatistics.load(tmp_path / "b"))
-    whole = fill(new_statistics(), images)
-    assert torch.equal(merged.counts, whole.counts)
-    torch.testing.assert_close(merged.sums, whole.sums, **CLOSE)
-    torch.testing.assert_close(merged.squares, whole.squares, **CLOSE)
+    for name, tensor in observed(sae, tokens).tensors.items():
+        torch.testing.assert_close(merged.tensors[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
     assert ConceptStatistics.load(tmp_path / "a").counts.sum() < merged.counts.sum(), "the file is not the statistics"
 
 
-def test_a_file_of_version_1_is_read_without_squares(images, tmp_path):
+def test_a_file_of_version_1_is_read_and_knows_means_alone(images, make_sae, make_tokens, tmp_path):
     path, statistics = tmp_path / "table.safetensors", fill(new_statistics(), images)
     statistics.save(path)
     tensors, metadata = read_tensors(path)
-    del tensors["squares"]
     write_tensors(path, tensors, {"saeuron": metadata["saeuron"].replace('"version": 2', '"version": 1')})
     old = ConceptStatistics.load(path)
-    assert old.squares is None and torch.equal(old.sums, statistics.sums)
-    old.add([["cat"]], 901, torch.ones(1, 12))
-    statistics.merge(old)
-    assert statistics.squares is None, "half of them says nothing of the variance of all"
+    assert old.more is None and torch.equal(old.sums, statistics.sums)
+    sae = make_sae()
+    newer = observed(sae, make_tokens(3, 5, 20, 16))
+    newer.add([["cat"]], 901, torch.ones(1, 64))
+    assert newer.more is None, "half of them says nothing of all"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from saeuron import ConceptStatistics, SaeuronError, Setting
-from saeuron.concept_table import CompactTable, WholeTable
+from saeuron.compact_table import CompactTable
+from saeuron.concept_table import WholeTable
 from saeuron.detector import SHARE, Detector, shown
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}

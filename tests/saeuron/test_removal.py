@@ -57,7 +57,10 @@ def test_what_a_setting_leaves_out_is_the_default(tmp_path):
         ),
         ('{"concepts": {"star": {}, "neon": {"latents": "many"}}}', "concept 'neon': .*'many'"),
         ('{"concepts": {"neon": 3}}', "concept 'neon': "),
-        ('{"concepts": {"neon": {"edit": "erase"}}}', "concept 'neon': edit 'erase' is unknown; it is one of ablate"),
+        (
+            '{"concepts": {"neon": {"edit": "erase"}}}',
+            "concept 'neon': edit 'erase' is unknown; .* redirect, ablate",
+        ),
         ('{"concepts": {"neon": {"scale": "max"}}}', "concept 'neon': scale 'max' is unknown"),
         ('{"concepts": ', "is not readable JSON"),
     ],
@@ -128,7 +131,7 @@ def test_the_user_s_word_goes_before_the_file_s_and_that_before_the_default(make
     sae = make_sae()
     table, known = make_table(sae), {"neon": Setting(4, -7.0)}
     found = choose_settings(sae, table, ["neon", "star"], known, strength=-2.5, latents=None)
-    assert found == {"neon": Setting(4, -2.5), "star": replace(default_setting(sae, "object"), strength=-2.5)}
+    assert found == {"neon": Setting(4, -2.5), "star": replace(default_setting(sae, table, "star"), strength=-2.5)}
     with pytest.raises(SaeuronError, match="'noen' is not in the table; the nearest are neon"):
         choose_settings(sae, table, ["noen"], known)
 

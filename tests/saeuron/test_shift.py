@@ -118,7 +118,7 @@ def test_settings_come_to_one_shift_that_assigned_latents_guide(make_sae):
     sae = make_sae()
     sae.config["assignment"] = {"cat": 5, "dog": 6, "oil": 9, "ink": 2}
     table = table_of(sae)
-    settings = {name: replace(default_setting(sae, table.concepts[name]), latents=4) for name in ("cat", "oil")}
+    settings = {name: replace(default_setting(sae, table, name), latents=4) for name in ("cat", "oil")}
     (edit,) = build_edits(sae, table, settings)
     cat, oil = edit.detectors
     assert isinstance(edit, Shift) and cat.latents.tolist() == [5, 6] and oil.latents.tolist() == [9, 2]
@@ -129,7 +129,7 @@ def test_settings_come_to_one_shift_that_assigned_latents_guide(make_sae):
 
 def test_an_sae_without_assigned_latents_is_used_as_saeuron_does(make_sae):
     sae = make_sae()
-    assert default_setting(sae, "object") == Setting()
+    assert default_setting(sae, table_of(sae), "cat") == Setting()
     (edit,) = build_edits(sae, table_of(sae), {"cat": Setting(4, edit="shift", presence=0.5)})
     best = table_of(sae).scores("cat").mean(0).argmax()
     assert edit.detectors[0].latents[0] == best

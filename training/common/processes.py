@@ -98,7 +98,7 @@ def merge(statistics: "ConceptStatistics") -> "ConceptStatistics":
     """``statistics`` and what all other processes gathered for the same concepts and timesteps, on every process."""
     if processes() > 1:
         group = _join()
-        for tensor in statistics.tensors:
+        for tensor in statistics.tensors.values():
             group.all_reduce(tensor)
     return statistics
 

@@ -137,7 +137,7 @@ def tune(
     settings, bench = {}, Bench(pipeline, sae, table, sampling)
     for name in config.targets:
         rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, name, config.search_images, config.seed + 3)
-        own = default_setting(sae, table.concepts[name])
+        own = default_setting(sae, table, name)
         candidates = [dataclasses.replace(own, strength=strength) for strength in config.strengths]
         settings[name], _ = sweep(
             bench, name, candidates, rows, seeds, config.output / "sweep.journal", seed=config.seed

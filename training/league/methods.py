@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 
 from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, build_edits, load_sae
-from saeuron.removal import DEFAULTS
+from saeuron.removal import DEFAULT
 
 from ..diffusion.hook import Edit
 from ..evaluation.measures import KINDS
@@ -56,7 +56,8 @@ METHODS: dict[str, Method] = {
     "saemnesia_per": Method("assigned", _both(_PER)),
     "gsae_per": Method("gated", _both(_PER)),
     "saeparate": Method("contrastive", _both(_SEARCH)),
-    "default": Method("assigned", {kind: [setting] for kind, setting in DEFAULTS.items()}),
+    "default": Method("assigned", _both([DEFAULT])),
+    "default_unsupervised": Method("plain", _both([DEFAULT])),
 }
 
 

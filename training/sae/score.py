@@ -1,6 +1,5 @@
 """``score``: an SAE and labelled prompts → a concept table. Several processes draw a part of the prompts each."""
 
-import torch
 from diffusers import StableDiffusionPipeline
 
 from saeuron import ConceptStatistics, SaeuronError, SparseAutoencoder, load_sae
@@ -26,11 +25,6 @@ def run(config: Score) -> None:
         table.save(config.output)
 
 
-def image_means(sae: SparseAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean latents ``[B, n_latents]`` over the tokens ``[B, N, d_in]`` of each image, one image dense at a time."""
-    return torch.stack([sae.encode(image.to(sae.W_enc.dtype)).mean(0, dtype=torch.float32) for image in tokens])
-
-
 def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeline) -> WholeTable:
     """The table, not written. Raises SaeuronError on prompts without concepts and on an SAE that does not fit."""
     check_fits(sae, pipeline)
@@ -52,7 +46,7 @@ def score(config: Score, sae: SparseAutoencoder, pipeline: StableDiffusionPipeli
         names = [list(labels(row).values()) for row in picked]
 
         def tap(tokens, timestep, conditional, names=names):
-            statistics.add(names, timestep, image_means(sae, tokens[conditional]))
+            statistics.observe(sae, names, timestep, tokens[conditional])
             return tokens
 
         generate(

@@ -5,8 +5,9 @@ import torch
 
 import training.sae.score
 from saeuron import ConceptTable, Hookpoint, SaeuronError, save_sae
+from saeuron.concept_statistics import map_means
 from training.diffusion.sampling import generate
-from training.sae.score import Score, image_means, score
+from training.sae.score import Score, score
 
 ROWS = [
     {"prompt": "An image of star in neon style.", "object": "star", "style": "neon"},
@@ -88,8 +89,8 @@ def test_any_sampler_fills_its_own_timesteps(make_sae, recipe, tmp_path, sampler
 def test_an_image_s_means_are_over_its_tokens(make_sae):
     sae = make_sae()
     tokens = torch.randn(3, 20, 128, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(image_means(sae, tokens), sae.encode(tokens).mean(1))
-    assert image_means(sae, tokens.half()).dtype == torch.float32
+    torch.testing.assert_close(map_means(sae, tokens), sae.encode(tokens).mean(1))
+    assert map_means(sae, tokens.half()).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

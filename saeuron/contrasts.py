@@ -1,0 +1,226 @@
+"""Contrasts: what sets each concept apart from the others of its kind, fitted in closed form from statistics."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .autoencoder import SparseAutoencoder
+from .concept_statistics import ConceptStatistics
+from .errors import SaeuronError
+
+DETECTING, CHANGING = 64, 192
+"""How many latents detect a concept, and by how many latents the concepts of a kind are told from each other."""
+RIDGE = 0.5
+"""Pictures that the regression imagines of every concept, in which it has no effect."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contrasts:
+    """Detectors of all concepts, and what they add to a map, at each of ``timesteps`` ``[S]``.
+
+    A concept's *score* of a map is ``Σ_i weights_i · pre-activation_i(mean token) − offset``: on average 0 where
+    another concept of its kind is shown, and 1 where it is shown itself. ``latents`` and ``weights`` are ``[S, C, m]``,
+    ``offsets`` ``[S, C]``. What a concept adds to a map's mean activations is ``effects`` ``[S, C, h]``, of the latents
+    ``changed`` ``[S, C, h]``, by which the concepts of its kind differ most. ``distances`` ``[C, C]`` say how far apart
+    concepts are, over all timesteps.
+
+    Weights and effects have been rounded to float16, in ``unit``, the size of the largest effect: what a shared file
+    holds is what was fitted.
+    """
+
+    concepts: dict[str, str]
+    timesteps: torch.Tensor
+    fingerprint: str
+    latents: torch.Tensor
+    weights: torch.Tensor
+    offsets: torch.Tensor
+    changed: torch.Tensor
+    effects: torch.Tensor
+    distances: torch.Tensor
+    unit: float
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, statistics: ConceptStatistics, sae: SparseAutoencoder) -> "Contrasts":
+        """Fit all detectors and effects, one timestep after another.
+
+        The model is additive: a map is an intercept, the effect of every concept that its picture shows, and noise.
+        Ridge regression solves it from the sums alone, so that few and unbalanced pictures are enough: the mean of
+        eleven pictures of neon is also the mean of whatever objects those eleven happen to show.
+
+        Raises SaeuronError where the statistics are another SAE's, know only map means, or have no picture of a concept
+        at some timestep.
+        """
+        statistics.check_belongs(sae.fingerprint)
+        if statistics.more is None:
+            raise SaeuronError(
+                "this concept table holds means alone, which tell no map: run `score` again for a new one"
+            )
+        silent = [name for name in statistics.concepts if not bool((statistics.counts[statistics.row(name)] > 0).all())]
+        if silent:
+            raise SaeuronError(
+                f"concept {silent[0]!r} has no images at some timesteps; run `score` with prompts that show it"
+            )
+        kinds, found = list(statistics.concepts.values()), []
+        for column in range(len(statistics.timesteps)):
+            step = _Step.solve(statistics, sae, column)
+            found.append((*step.detectors(kinds), *step.changes(kinds), step.distances()))
+        latents, weights, usual, changed, effects, distances = (
+            torch.stack(parts) for parts in zip(*found, strict=True)
+        )
+        unit = float(effects.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+        weights, effects = (weights * unit).half().float() / unit, (effects / unit).half().float() * unit
+        # From the rounded weights, so that rounding leaves the usual picture's score at 0.
+        names = dict(statistics.concepts), statistics.timesteps, statistics.fingerprint
+        return cls(*names, latents, weights, (weights * usual).sum(-1), changed, effects, distances.sum(0), unit)
+
+    def row(self, concept: str) -> int:
+        return list(self.concepts).index(concept)
+
+    def others(self, concept: str) -> list[str]:
+        """The other concepts of the same kind."""
+        return [name for name, kind in self.concepts.items() if kind == self.concepts[concept] and name != concept]
+
+    def nearest(self, concept: str, without: Collection[str] = ()) -> str | None:
+        """The concept of the same kind nearest to ``concept`` that is none of ``without``; None where there is none."""
+        row = self.distances[self.row(concept)]
+        free = [name for name in self.others(concept) if name not in without]
+        return min(free, key=lambda name: float(row[self.row(name)]), default=None)
+
+    def probe(self, sae: SparseAutoencoder, concept: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The detector of ``concept`` folded with the encoder: score = ``vectors[t] · mean token − offsets[t]``.
+
+        ``vectors`` are ``[S, d_in]``, ``offsets`` ``[S]``. Whatever the SAE's activation, nothing has to be encoded.
+        """
+        row = self.row(concept)
+        latents, weights = self.latents[:, row], self.weights[:, row]
+        encoder = sae.W_enc.detach().float().cpu()
+        bias = sae.b_enc.detach().float().cpu() - encoder @ sae.b_dec.detach().float().cpu()
+        vectors = torch.stack([own @ encoder[chosen] for own, chosen in zip(weights, latents, strict=True)])
+        return vectors, self.offsets[:, row] - (weights * bias[latents]).sum(-1)
+
+    def change(self, sae: SparseAutoencoder, concept: str, other: str | None) -> torch.Tensor:
+        """What a map gains that comes to show ``other`` in place of ``concept``, decoded, ``[S, d_in]``.
+
+        None stands for the mean of the rest of the kind, or for nothing at all where there is no rest.
+        """
+        own = self.effects[:, self.row(concept)]
+        rows = [self.row(name) for name in ([other] if other else self.others(concept))]
+        target = self.effects[:, rows].mean(1) if rows else torch.zeros_like(own)
+        decoder, changed = sae.W_dec.detach().float().cpu(), self.changed[:, self.row(concept)]
+        return torch.stack([gain @ decoder[chosen] for gain, chosen in zip(target - own, changed, strict=True)])
+
+    def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """The tensors and the JSON values of a file that holds these contrasts."""
+        short = torch.uint16 if int(max(self.latents.max(), self.changed.max())) < 2**16 else torch.int32
+        tensors = {"latents": self.latents.to(short), "changed": self.changed.to(short)}
+        tensors |= {"weights": (self.weights * self.unit).half(), "effects": (self.effects / self.unit).half()}
+        tensors |= {"offsets": self.offsets, "distances": self.distances}
+        return {f"contrasts.{name}": tensor for name, tensor in tensors.items()}, {"unit": self.unit}
+
+    @classmethod
+    def unpack(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        about: Mapping[str, object],
+        concepts: Mapping[str, str],
+        timesteps: torch.Tensor,
+        sae: SparseAutoencoder,
+    ) -> "Contrasts":
+        """The inverse of ``pack``; raises KeyError, TypeError or ValueError on what ``pack`` does not write."""
+        names = ("latents", "weights", "offsets", "changed", "effects", "distances")
+        latents, weights, offsets, changed, effects, distances = (tensors[f"contrasts.{name}"] for name in names)
+        start, unit = (len(timesteps), len(concepts)), float(about["unit"])
+        pairs = ((latents, weights), (changed, effects))
+        right = all(one.shape == other.shape and one.shape[:2] == start and one.dim() == 3 for one, other in pairs)
+        if not right or offsets.shape != start or distances.shape != (start[1],) * 2:
+            raise ValueError("its contrasts do not have the shape its description gives")
+        latents, changed = latents.long(), changed.long()
+        for numbers in (latents, changed):
+            if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < sae.n_latents:
+                raise ValueError("its contrasts name latents that the SAE does not have")
+        values = latents, weights.float() / unit, offsets, changed, effects.float() * unit, distances, unit
+        return cls(dict(concepts), timesteps, sae.fingerprint, *values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One timestep: ``intercept`` ``[n]`` and effects ``pre`` ``[C, n]`` of pre-activations of the mean token, effects
+    ``act`` ``[C, n]`` of mean activations, and the variance ``noise`` ``[n]`` that nothing explains, plus its median.
+    """
+
+    intercept: torch.Tensor
+    pre: torch.Tensor
+    act: torch.Tensor
+    noise: torch.Tensor
+
+    @classmethod
+    def solve(cls, statistics: ConceptStatistics, sae: SparseAutoencoder, column: int) -> "_Step":
+        """Ridge regression by its normal equations, in mean tokens, which the encoder then takes to pre-activations."""
+        more = statistics.more
+        pictures, together = more["pictures"][column].double(), more["together"][:, :, column].double()
+        count = len(together)
+        gram = torch.zeros(count + 1, count + 1, dtype=torch.double)
+        gram[0, 0], gram[1:, 1:] = pictures, together
+        gram[0, 1:] = gram[1:, 0] = together.diagonal()
+        penalty = torch.full((count + 1,), RIDGE, dtype=torch.double)
+        penalty[0] = 0
+        inverse = torch.linalg.inv(gram + penalty.diag())
+        sums = torch.cat([more["all_tokens"][None, column], more["tokens"][:, column]]).double()
+        act = inverse @ torch.cat([more["all_sums"][None, column], statistics.sums[:, column]]).double()
+        W_enc, b_dec = sae.W_enc.detach().cpu(), sae.b_dec.detach().cpu()
+        pre = (inverse @ sums).float() @ W_enc.float().T
+        right = sums.float() @ W_enc.float().T
+        bias = sae.b_enc.detach().float().cpu() - W_enc.float() @ b_dec.float()
+        pre[0] += bias
+        right += torch.cat([pictures[None], together.diagonal()]).float()[:, None] * bias
+        explained = 2 * (pre.double() * right.double()).sum(0) - (pre.double() * (gram @ pre.double())).sum(0)
+        kinds = len(set(statistics.concepts.values()))
+        freedom = torch.maximum(pictures - (count + 1 - kinds), pictures / 3)
+        variance = ((more["squares"][column].double() - explained) / freedom).clamp(min=0)
+        noise = variance.clamp(min=1e-6 * float(variance.mean())).float()
+        return cls(pre[0], pre[1:], act[1:].float(), noise + noise.median())
+
+    def detectors(self, kinds: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Linear discriminants of each concept against the rest of its kind: latents, weights, and the latents'
+        pre-activations in a usual picture without the concept, each ``[C, m]``.
+
+        ``w = Σ⁻¹ (e_c − ē_rest)`` on the latents where ``(e_c − ē_rest)² / noise`` is largest. Σ is the noise on the
+        diagonal, and the scatter of the effects of every other kind and of the rest of the own kind: a combination of
+        latents by which objects differ among themselves counts for little when neon is looked for.
+        """
+        found = [self._detector(kinds, row) for row in range(len(kinds))]
+        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+    def _detector(self, kinds: list[str], row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rest = [other for other, kind in enumerate(kinds) if kind == kinds[row] and other != row]
+        groups = [_members(kinds, kind) for kind in dict.fromkeys(kinds) if kind != kinds[row]]
+        centre = self.pre[rest].mean(0) if rest else torch.zeros_like(self.intercept)
+        difference = self.pre[row] - centre
+        latents = (difference.square() / self.noise).topk(min(DETECTING, len(difference))).indices
+        d, sigma = difference[latents], self.noise[latents].diag()
+        for group in filter(None, (rest, *groups)):
+            spread = (self.pre[group] - self.pre[group].mean(0))[:, latents]
+            sigma = sigma + spread.T @ spread / len(group)
+        weights = torch.linalg.solve(sigma, d)
+        usual = self.intercept + centre + sum(self.pre[group].mean(0) for group in groups)
+        return latents, weights / (weights @ d), usual[latents]
+
+    def changes(self, kinds: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents by which the concepts of each kind differ most, and what each adds to them, ``[C, h]`` both."""
+        changed = torch.empty(len(kinds), min(CHANGING, self.act.shape[1]), dtype=torch.long)
+        for kind in dict.fromkeys(kinds):
+            rows = _members(kinds, kind)
+            centre = self.act[rows].mean(0) if len(rows) > 1 else 0
+            changed[rows] = (self.act[rows] - centre).abs().amax(0).topk(changed.shape[1]).indices
+        return changed, self.act.gather(1, changed)
+
+    def distances(self) -> torch.Tensor:
+        """Squared distances ``[C, C]`` of all concepts' effects, in units of the noise."""
+        scaled = self.pre / self.noise.sqrt()
+        return torch.cdist(scaled, scaled).square()
+
+
+def _members(kinds: list[str], kind: str) -> list[int]:
+    return [row for row, own in enumerate(kinds) if own == kind]
