@@ -1,7 +1,7 @@
 """A concept table cut down to what is worth sharing: the strongest latents of each concept, in half precision."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,6 +9,7 @@ from .autoencoder import SparseAutoencoder
 from .concept_table import ConceptTable
 from .contrasts import Contrasts
 from .errors import SaeuronError
+from .selection import nearest_column
 
 KEPT = 64
 MEANS, KIND_MEANS, MAX_OTHER_MEANS, SCORES = range(4)
@@ -66,6 +67,42 @@ class CompactTable(ConceptTable):
         stacked[:SCORES] /= scale  # so that float16 neither overflows nor runs out of digits
         names = dict(table.concepts), table.timesteps, table.n_latents, table.fingerprint, table.origin
         return cls(*names, kept, scale, torch.stack(latents, 1).int(), stacked.half(), contrasts)
+
+    def merged(self, other: "CompactTable") -> "CompactTable":
+        """This table with the concepts of ``other``, of the same SAE, at this one's timesteps; those of ``other`` win.
+
+        Raises SaeuronError where the SAEs differ.
+        """
+        other.check_belongs(self.fingerprint)
+        kept = [row for row, name in enumerate(self.concepts) if name not in other.concepts]
+        columns = [nearest_column(other.timesteps, t) for t in self.timesteps.tolist()]
+        width, assigned = min(self.kept, other.kept), self.latents.shape[-1] - self.kept
+        scale = max(self.scale, other.scale)
+
+        def columns_of(part: torch.Tensor, first: int, source: "CompactTable") -> torch.Tensor:
+            """The strongest latents' columns of ``part``, and where this table has one, that of the assigned latent."""
+            behind = part[..., first : first + assigned]
+            if part.dtype.is_floating_point:
+                behind, part = behind.float().clone(), part.float().clone()
+                for values in (behind, part):
+                    values[:SCORES] *= source.scale / scale
+            return torch.cat([part[..., :width], behind], -1)
+
+        latents = columns_of(self.latents[:, kept], self.kept, self), columns_of(other.latents[:, :, columns], 0, other)
+        values = (
+            columns_of(self.values[:, :, kept], self.kept, self),
+            columns_of(other.values[..., columns, :], 0, other),
+        )
+        return replace(
+            self,
+            concepts={name: kind for name, kind in self.concepts.items() if name not in other.concepts}
+            | other.concepts,
+            kept=width,
+            scale=scale,
+            latents=torch.cat(latents, 1),
+            values=torch.cat(values, 2).half(),
+            fitted=self.fitted.merged(other.fitted) if self.fitted and other.fitted else None,
+        )
 
     def means(self, concept: str) -> torch.Tensor:
         return self._dense(MEANS, concept) * self.scale

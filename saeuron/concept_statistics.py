@@ -130,6 +130,20 @@ class ConceptStatistics:
         """All that is summed, by name, for files and for processes that add theirs up in place."""
         return {"sums": self.sums, "counts": self.counts} | (self.more or {})
 
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take what ``tensors`` gave; raises KeyError or ValueError where it fits no such concepts and timesteps."""
+        if "tokens" in tensors:
+            self._make_room(tensors["tokens"].shape[-1])
+        for name, room in self.tensors.items():
+            if tensors[name].shape != room.shape:
+                raise ValueError("its tensors do not have the shape its description gives")
+            room.copy_(tensors[name])
+
+    @classmethod
+    def like(cls, other: "ConceptStatistics") -> "ConceptStatistics":
+        """Statistics of the same concepts, timesteps and SAE in which nothing is gathered yet."""
+        return cls(other.concepts, other.timesteps.tolist(), other.n_latents, other.fingerprint, other.origin)
+
     def save(self, path: str | Path) -> None:
         """Write everything to ``path``, a safetensors file that `ConceptTable.load` reads."""
         description = {
@@ -153,12 +167,7 @@ class ConceptStatistics:
                 raise ValueError(f"it is {about['format']} {about['version']}")
             n_latents, timesteps = tensors["sums"].shape[-1], tensors["timesteps"].tolist()
             found = cls(about["concepts"], timesteps, n_latents, about["fingerprint"], about["origin"])
-            if "tokens" in tensors:
-                found._make_room(tensors["tokens"].shape[-1])
-            for name, room in found.tensors.items():
-                if tensors[name].shape != room.shape:
-                    raise ValueError("its tensors do not have the shape its description gives")
-                room.copy_(tensors[name])
+            found.restore(tensors)
         except KeyError as error:
             raise SaeuronError(f"{path} is not a concept table: it lacks {error}") from None
         except (ValueError, TypeError, IndexError, AttributeError) as error:

@@ -4,10 +4,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .autoencoder import SparseAutoencoder
 from .concept_statistics import ConceptStatistics
 from .errors import SaeuronError
+from .selection import nearest_column
 
 DETECTING, CHANGING = 64, 192
 """How many latents detect a concept, and by how many latents the concepts of a kind are told from each other."""
@@ -79,8 +81,10 @@ class Contrasts:
         return list(self.concepts).index(concept)
 
     def others(self, concept: str) -> list[str]:
-        """The other concepts of the same kind."""
-        return [name for name, kind in self.concepts.items() if kind == self.concepts[concept] and name != concept]
+        """The other concepts of the same kind that were fitted together with it."""
+        row = self.distances[self.row(concept)]
+        kin = [name for name, kind in self.concepts.items() if kind == self.concepts[concept] and name != concept]
+        return [name for name in kin if bool(row[self.row(name)].isfinite())]
 
     def nearest(self, concept: str, without: Collection[str] = ()) -> str | None:
         """The concept of the same kind nearest to ``concept`` that is none of ``without``; None where there is none."""
@@ -110,6 +114,31 @@ class Contrasts:
         target = self.effects[:, rows].mean(1) if rows else torch.zeros_like(own)
         decoder, changed = sae.W_dec.detach().float().cpu(), self.changed[:, self.row(concept)]
         return torch.stack([gain @ decoder[chosen] for gain, chosen in zip(target - own, changed, strict=True)])
+
+    def merged(self, other: "Contrasts") -> "Contrasts":
+        """These and the concepts of ``other``, of the same SAE, at these timesteps; those of ``other`` win.
+
+        Concepts that were not fitted together are infinitely far apart: neither is the other's goal or rival.
+        """
+        kept = [row for row, name in enumerate(self.concepts) if name not in other.concepts]
+        columns = [nearest_column(other.timesteps, t) for t in self.timesteps.tolist()]
+
+        def together(name: str) -> torch.Tensor:
+            own, new = getattr(self, name)[:, kept], getattr(other, name)[columns]
+            if own.dim() == 2:
+                return torch.cat([own, new], 1)
+            width = max(own.shape[2], new.shape[2])  # an empty place has weight or effect 0, of latent 0
+            return torch.cat([nn.functional.pad(part, (0, width - part.shape[2])) for part in (own, new)], 1)
+
+        names = ("latents", "weights", "offsets", "changed", "effects")
+        distances = torch.full((len(kept) + len(other.concepts),) * 2, torch.inf)
+        distances[: len(kept), : len(kept)] = self.distances[kept][:, kept]
+        distances[len(kept) :, len(kept) :] = other.distances
+        concepts = {name: kind for name, kind in self.concepts.items() if name not in other.concepts} | other.concepts
+        unit = max(self.unit, other.unit)
+        return Contrasts(
+            concepts, self.timesteps, self.fingerprint, *map(together, names), distances=distances, unit=unit
+        )
 
     def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         """The tensors and the JSON values of a file that holds these contrasts."""
