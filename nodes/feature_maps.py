@@ -9,7 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..saeuron import SaeuronError, SparseAutoencoder
-from .host.hook import Patch, Place, attach, check_width, find, on_device
+from .host.blocks import block_of, check_width
+from .host.memory import own_sae
+from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, check_concept, schema
 from .patches import parse_latents
 
@@ -22,16 +24,16 @@ class Probe:
     groups: dict[str, "Group"]
     seen: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
 
-    def begin(self) -> None:
+    def begin(self, model: ModelPatcher) -> None:
         self.seen = {name: {} for name in self.groups}
 
     @torch.no_grad()
     def see(self, tokens: torch.Tensor, place: Place) -> None:
-        code = on_device(self.sae, tokens.device)
+        sae = own_sae(self.sae, place.model, tokens.device)
         chosen = tokens[place.rows.to(tokens.device)]
         for name, group in self.groups.items():
             latents = group.at(place.timestep).to(tokens.device)
-            fired = code.encode_at(chosen.flatten(0, 1), latents, torch.zeros(len(latents), device=tokens.device))
+            fired = sae.encode_at(chosen.flatten(0, 1), latents, torch.zeros(len(latents), device=tokens.device))
             maps = fired.float().sum(-1).view(len(chosen), place.height, place.width).cpu()
             self.seen[name].setdefault(round(place.timestep), maps)
 
@@ -71,7 +73,7 @@ class FeatureProbe(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, sae: LoadedSae, latents: str, concepts: ChosenConcepts | None = None
     ) -> io.NodeOutput:
-        check_width(sae.sae, find(model, sae.hookpoint), sae.hookpoint)
+        check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
         groups = {}
         if latents.strip():
             groups |= {f"latent {n}": Group(n[None]) for n in parse_latents(latents, sae.sae.n_latents)}

@@ -3,13 +3,12 @@
 import re
 from pathlib import Path
 
-import comfy.model_management
-import comfy.model_patcher
 from comfy_api.latest import io, ui
 
 from ..saeuron import Hookpoint, SaeuronError
 from ..saeuron.checkpoints import Bundle, load_bundle
 from .host import files
+from .host.memory import manage_sae
 from .host.sockets import ADVANCED, CATEGORY, LoadedSae, Sae, schema
 
 SITES = ("from file", "output", "residual")
@@ -58,13 +57,8 @@ class SaeLoader(io.ComfyNode):
         path = files.resolve(sae_name)
         bundle = load_bundle(path)
         place = _place(bundle, path, hookpoint.strip(), site)
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        patcher = patcher_class(
-            bundle.sae,
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
-        return io.NodeOutput(LoadedSae(sae_name, bundle, place, patcher), ui=ui.PreviewText(describe(bundle, place)))
+        loaded = LoadedSae(sae_name, bundle, place, manage_sae(bundle.sae, path))
+        return io.NodeOutput(loaded, ui=ui.PreviewText(describe(bundle, place)))
 
 
 def _place(bundle: Bundle, path: Path, name: str, site: str) -> Hookpoint:

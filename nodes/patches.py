@@ -7,7 +7,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..saeuron import SaeuronError, Steer, removal
-from .host.hook import APPLIES_TO, Patch, attach
+from .host.patching import Patch, attach
+from .host.roles import APPLIES_TO
 from .host.sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
 
 WAYS = {

@@ -23,7 +23,7 @@ class Witness:
     def __init__(self):
         self.places, self.shapes, self.finished = [], [], None
 
-    def begin(self):
+    def begin(self, model):
         self.places, self.shapes = [], []
 
     def see(self, tokens, place):
@@ -47,8 +47,8 @@ def watched(pack, sae):
             )
             return executor(x, t, c_concat, c_crossattn, *args, **kwargs)
 
-        hook = pack("host.hook")
-        model = hook.attach(model, hook.Patch(sae.hookpoint, observer=witness, applies_to=applies_to))
+        patching = pack("host.patching")
+        model = patching.attach(model, patching.Patch(sae.hookpoint, observer=witness, applies_to=applies_to))
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spy", spy)
         return model, witness, calls
 
@@ -190,7 +190,7 @@ def test_a_mask_that_does_not_fit_is_refused_before_sampling(tinycanvas, neon, s
 def test_two_patches_alike_share_one_encode(tinycanvas, neon, sample, pack, mode):
     one = neon(tinycanvas[0], "neon, star", mode=mode)
     two = neon(neon(tinycanvas[0], mode=mode), "star", mode=mode)
-    assert len(two.get_attachment(pack("host.hook").KEY)) == 1
+    assert len(two.get_attachment(pack("host.memory").KEY)) == 1
     assert torch.equal(sample(one), sample(two))
 
 
@@ -253,7 +253,7 @@ def test_compiled_models_are_edited_too(tinycanvas, neon, sample):
 
 
 def test_an_sae_left_on_another_device_serves_all_the_same(pack, sae):
-    moved = pack("host.hook").on_device(sae.sae, torch.device("meta"))
+    moved = pack("host.memory").on_device(sae.sae, torch.device("meta"))
     assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
     assert {parameter.device.type for parameter in sae.sae.parameters()} == {"cpu"}
     assert moved.fingerprint == sae.sae.fingerprint
@@ -266,21 +266,20 @@ def test_the_sae_is_loaded_and_counted_with_the_model(tinycanvas, neon, sae):
 
 
 def test_another_block(tinycanvas, watched, pack, sample, sae):
-    hook, hookpoint = pack("host.hook"), type(sae.hookpoint)("unet.mid_block.attentions.0", "residual")
+    patching, hookpoint = pack("host.patching"), type(sae.hookpoint)("unet.mid_block.attentions.0", "residual")
     witness = Witness()
-    sample(hook.attach(tinycanvas[0], hook.Patch(hookpoint, observer=witness)), steps=1)
+    sample(patching.attach(tinycanvas[0], patching.Patch(hookpoint, observer=witness)), steps=1)
     assert witness.shapes == [(2, 16, 128)]
 
 
 def test_a_hookpoint_that_is_not_there_names_the_nearest(tinycanvas, pack, sae):
-    hook = pack("host.hook")
     with pytest.raises(ValueError, match=r"unet\.up_blocks\.1\.attentions\.1"):
-        hook.find(tinycanvas[0], type(sae.hookpoint)("unet.up_blocks.1.attentions.7"))
+        pack("host.blocks").block_of(tinycanvas[0].model, type(sae.hookpoint)("unet.up_blocks.1.attentions.7"))
 
 
 def test_an_sae_of_another_width_is_refused(tinycanvas, pack, sae):
     wide = pack("saeuron.autoencoder", "").SparseAutoencoder(1280, 2560, 4)
-    hook = pack("host.hook")
-    block = hook.find(tinycanvas[0], sae.hookpoint)
+    blocks = pack("host.blocks")
+    block = blocks.block_of(tinycanvas[0].model, sae.hookpoint)
     with pytest.raises(ValueError, match=r"1280.*128"):
-        hook.check_width(wide, block, sae.hookpoint)
+        blocks.check_width(wide, block, sae.hookpoint)
