@@ -9,8 +9,9 @@ from comfy_api.latest import io
 
 from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
 from ..saeuron.files import read_json
-from ..saeuron.hookpoints import SITES
+from ..saeuron.hookpoints import SITES, whole_timestep
 from ..saeuron.recording import Tokens, bytes_per_token
+from .host import workflow
 from .host.blocks import block_of
 from .host.identity import identity
 from .host.patching import Patch, Place, attach
@@ -55,7 +56,15 @@ class ActivationRecorder(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the choice of tokens."),
             ],
             outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        # ComfyUI repeats the sentence for every input that is asked for here, so the labels are asked of the workflow.
+        labels = workflow.inputs(cls.hidden.unique_id).get("labels")
+        checked = workflow.told(output_folder, folder)
+        return workflow.told(parse_labels, labels if isinstance(labels, str) else None) if checked is True else checked
 
     @classmethod
     def execute(
@@ -136,7 +145,7 @@ class Recorder:
             return  # full: what was taken so far is still written, whole
         kept = tokens[rows[:, None].to(tokens.device), position.to(tokens.device)]
         picture = place.images[rows, None].expand_as(position)
-        timestep = torch.full_like(position, round(place.timestep))
+        timestep = torch.full_like(position, whole_timestep(place.timestep))
         fields = (picture, timestep, position)
         self.parts.append(Tokens(kept.flatten(0, 1).half().cpu(), *(field.flatten() for field in fields)))
         self.pictures = max(self.pictures, int(place.images.max()) + 1)

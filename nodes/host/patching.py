@@ -15,9 +15,8 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...saeuron import Hookpoint
-from ...saeuron.edits import Window, join
-from ...saeuron.hookpoints import to_maps, to_tokens
+from ...saeuron import Edit, Hookpoint, Window
+from ...saeuron.edits import join
 from .blocks import block_of, check_width
 from .masks import check_mask, on_tokens
 from .memory import KEY, own_sae
@@ -44,7 +43,7 @@ class Patch:
     """
 
     hookpoint: Hookpoint
-    edit: Callable[..., torch.Tensor] | None = None
+    edit: Edit | None = None
     observer: Observer | None = None
     applies_to: str = "both"
     start: float = 0.0
@@ -159,18 +158,13 @@ def _around_call(patches: tuple[Patch, ...]) -> Callable:
 def _hook(patch: Patch, timestep: float, rows: torch.Tensor, images: torch.Tensor, model: BaseModel) -> Callable:
     @torch.compiler.disable
     def hook(_module, args, output):
-        residual = patch.hookpoint.site == "residual"
-        maps = output - args[0] if residual else output
-        tokens = to_tokens(maps)
-        place = Place(timestep, maps.shape[-2], maps.shape[-1], rows, images, model)
+        tokens = patch.hookpoint.read(output, args[0])
+        place = Place(timestep, *output.shape[-2:], rows, images, model)
         if patch.observer is not None:
             patch.observer.see(tokens, place)
             return None
         edited = _edited(patch, tokens, place)
-        if edited is tokens:
-            return None
-        # The difference is added to the output, not the input to the result: an untouched token keeps every bit.
-        return output + to_maps(edited - tokens, maps) if residual else to_maps(edited, maps)
+        return None if edited is tokens else patch.hookpoint.write(output, tokens, edited)
 
     return hook
 

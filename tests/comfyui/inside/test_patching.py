@@ -6,6 +6,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_torch_compile import set_torch_compile_wrapper
@@ -192,6 +193,27 @@ def test_two_patches_alike_share_one_encode(tinycanvas, neon, sample, pack, mode
     two = neon(neon(tinycanvas[0], mode=mode), "star", mode=mode)
     assert len(two.get_attachment(pack("host.memory").KEY)) == 1
     assert torch.equal(sample(one), sample(two))
+
+
+def test_a_window_of_the_sampling_is_one_of_timesteps(tinycanvas, pack, sae):
+    """It covers what ComfyUI's own comparison of sigmas covers, but for the timestep in whose middle it may end."""
+    sampling = tinycanvas[0].get_model_object("model_sampling")
+    steps = torch.arange(1000)
+    sigmas = sampling.sigma(steps)
+    for start, end in ((0.0, 1.0), (0.0, 0.5), (0.25, 0.75), (0.123, 0.987), (0.5, 0.5)):
+        window = pack("host.patching").Patch(sae.hookpoint, start=start, end=end).window(sampling)
+        inside = (sigmas <= sampling.percent_to_sigma(start)) & (sigmas >= sampling.percent_to_sigma(end))
+        covered = torch.tensor([window.covers(t) for t in steps.tolist()])
+        differ = steps[covered != inside]
+        assert all(min(abs(999 * (1 - edge) - t) for edge in (start, end)) <= 0.5 for t in differ.tolist())
+
+
+def test_a_window_follows_the_sampling_that_a_later_node_sets(tinycanvas, neon, sample):
+    """Zero terminal SNR moves every sigma, and so the timesteps at which a sampling is half done."""
+    half = neon(tinycanvas[0], end_percent=0.5)
+    models = (tinycanvas[0], half, neon(tinycanvas[0]))
+    results = [sample(ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]) for model in models]
+    assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
 def test_img2img(tinycanvas, neon, watched, sample):
