@@ -4,7 +4,6 @@ from dataclasses import astuple, replace
 
 import pytest
 
-
 NOTHING = (0, 0.0, 1.0)
 
 

@@ -274,19 +274,6 @@ def test_compiled_models_are_edited_too(tinycanvas, neon, sample):
     assert (sample(compiled) - plain).abs().max() < 1e-3
 
 
-def test_an_sae_left_on_another_device_serves_all_the_same(pack, sae):
-    moved = pack("host.memory").on_device(sae.sae, torch.device("meta"))
-    assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
-    assert {parameter.device.type for parameter in sae.sae.parameters()} == {"cpu"}
-    assert moved.fingerprint == sae.sae.fingerprint
-
-
-def test_the_sae_is_loaded_and_counted_with_the_model(tinycanvas, neon, sae):
-    model = neon(neon(tinycanvas[0]), start_percent=0.5)
-    (loaded,) = model.get_nested_additional_models()
-    assert loaded.model is sae.sae and loaded.model_size() >= sae.sae.W_enc.nbytes + sae.sae.W_dec.nbytes
-
-
 def test_another_block(tinycanvas, watched, pack, sample, sae):
     patching, hookpoint = pack("host.patching"), type(sae.hookpoint)("unet.mid_block.attentions.0", "residual")
     witness = Witness()

@@ -1,6 +1,7 @@
-"""Clones of a patched model, for another device or without dynamic memory: each edits with an SAE of its own.
+"""SAEs as managed models: counted and loaded with the model they edit, and cloned with it.
 
-There is one CPU and no GPU here. `cpu:0` stands in for a second device: ComfyUI tells it from `cpu`, torch does not.
+Clones are for another device, or without dynamic memory; each edits with an SAE of its own. `cpu:0` stands in for a
+second device: ComfyUI tells it from `cpu`, torch does not.
 """
 
 import comfy.model_management
@@ -37,6 +38,19 @@ def used(pack, monkeypatch):
 
     monkeypatch.setattr(autoencoder.SparseAutoencoder, "pre_activations", spy)
     return seen
+
+
+def test_an_sae_left_on_another_device_serves_all_the_same(pack, sae):
+    moved = pack("host.memory").on_device(sae.sae, torch.device("meta"))
+    assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in sae.sae.parameters()} == {"cpu"}
+    assert moved.fingerprint == sae.sae.fingerprint
+
+
+def test_the_sae_is_loaded_and_counted_with_the_model(tinycanvas, neon, sae):
+    model = neon(neon(tinycanvas[0]), start_percent=0.5)
+    (loaded,) = model.get_nested_additional_models()
+    assert loaded.model is sae.sae and loaded.model_size() >= sae.sae.W_enc.nbytes + sae.sae.W_dec.nbytes
 
 
 @multigpu
