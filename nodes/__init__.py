@@ -10,7 +10,7 @@ def extension():
             from . import routes
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
-            from .host import files
+            from .host import files, workflow
             from .loader import SaeLoader
             from .patches import FeatureAblatePatch, FeatureSteerPatch
             from .recorder import ActivationRecorder
@@ -19,6 +19,7 @@ def extension():
             # Here and not in `on_load`, which ComfyUI 0.8 does not call.
             files.register()
             routes.register()
+            workflow.register()
             return [
                 SaeLoader,
                 ConceptSelector,

@@ -1,15 +1,14 @@
 """Concept Selector."""
 
-import math
 from dataclasses import replace
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..saeuron import ConceptTable, SaeuronError, Setting, default_setting
-from .host import files
-from .host.sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, check_concept, schema
-
-FROM_FILE = "from SAE file"
+from ..saeuron import ConceptTable, SaeuronError, Setting, choose_settings
+from .concept_text import Wanted, match, parse
+from .host import files, headers, workflow
+from .host.files import FROM_FILE
+from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
 
 
 class ConceptSelector(io.ComfyNode):
@@ -20,15 +19,16 @@ class ConceptSelector(io.ComfyNode):
             display_name="Concept Selector",
             category=CATEGORY,
             description="Chooses concepts by name. An SAE file knows its concepts; the button offers them.",
+            search_aliases=ALIASES,
             inputs=[
                 Sae.Input("sae", tooltip="The SAE whose latents carry the concepts."),
                 io.String.Input(
                     "concepts",
                     multiline=True,
                     default="",
-                    placeholder="neon, star: 4 × -8",
-                    tooltip="Names, separated by commas or lines. A name may be followed by its own number of latents "
-                    "and strength: `star: 4 × -8`.",
+                    placeholder="neon, heart: 0.5",
+                    tooltip="Names, separated by commas or lines. A number behind a name is the share of its own "
+                    "strength: `heart: 0.5`. `star: 4 × -8` are its number of latents and strength.",
                 ),
                 io.Int.Input(
                     "latents",
@@ -56,48 +56,58 @@ class ConceptSelector(io.ComfyNode):
                 ),
             ],
             outputs=[Concepts.Output("concepts", display_name="CONCEPTS")],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, concepts: str | None) -> bool | str:
+        loader = workflow.linked(cls.hidden.unique_id, "sae", "SAeUronLoader") or {}
+        table = workflow.inputs(cls.hidden.unique_id).get("table", FROM_FILE)
+        return workflow.told(check, concepts, loader.get("sae_name"), table)
 
     @classmethod
     def execute(
         cls, sae: LoadedSae, concepts: str, latents: int, strength: float, table: str = FROM_FILE
     ) -> io.NodeOutput:
         known = sae.bundle.table if table == FROM_FILE else ConceptTable.load(files.path(table))
-        if known is None:
-            raise SaeuronError(f"{sae.name} brings no concepts: choose a `table`, or make one with `training score`")
+        wanted = read(concepts, known, sae.name)
         known.check_belongs(sae.sae.fingerprint)
-        wanted = parse(concepts)
-        if not wanted:
-            raise SaeuronError(f"`concepts` is empty: name some of {', '.join(list(known.concepts)[:8])} …")
         settings = {}
         for name, own in wanted.items():
-            check_concept(known, name)
-            tuned = sae.bundle.settings.get(name)
-            setting = Setting.parse(tuned) if tuned else default_setting(sae.sae, known.concepts[name])
-            settings[name] = _with_own(setting, own[0] or latents, own[1] or strength)
-        return io.NodeOutput(ChosenConcepts(known, settings))
+            count, push = own.latents or latents, own.strength or strength
+            changes = {"latents": count or None, "strength": push or None, "select": "score" if count else None}
+            (setting,) = choose_settings(sae.sae, known, [name], sae.bundle.settings, **changes).values()
+            settings[name] = replace(setting, strength=setting.strength * own.share)
+        counted = frozenset(name for name, own in wanted.items() if own.latents or latents)
+        chosen = ChosenConcepts(known, settings, counted)
+        return io.NodeOutput(chosen, ui=ui.PreviewText(describe(chosen)))
 
 
-def parse(text: str) -> dict[str, tuple[int, float]]:
-    """``name`` or ``name: latents × strength``, separated by commas or lines; 0 and 0.0 where nothing is said."""
-    wanted = {}
-    for entry in text.replace("\n", ",").split(","):
-        name, _, numbers = (part.strip() for part in entry.partition(":"))
-        if not name:
-            continue
-        latents, _, strength = numbers.replace("x", "×").partition("×")
-        try:
-            wanted[name] = (int(latents or 0), float(strength or 0))
-        except ValueError:
-            raise SaeuronError(f"{entry.strip()!r} is not understood: write `name`, or `name: 4 × -8`") from None
-        if wanted[name][0] < 0 or not math.isfinite(wanted[name][1]):
-            raise SaeuronError(f"{entry.strip()!r}: the number of latents is at least 1 and the strength finite")
-    return wanted
+def read(text: str, known: ConceptTable | headers.Header | None, sae_name: str) -> dict[str, Wanted]:
+    """The concepts that ``text`` names, as the table ``known`` calls them; raises SaeuronError where it names none.
+
+    A share of 0 leaves the concept as it is, so it is left out.
+    """
+    if known is None:
+        raise SaeuronError(f"{sae_name} brings no concepts: choose a `table`, or make one with `training score`")
+    wanted = match(parse(text), known)
+    if not wanted:
+        raise SaeuronError(f"`concepts` is empty: name some of {', '.join(list(known.concepts)[:8])} …")
+    return {name: own for name, own in wanted.items() if own.share != 0}
 
 
-def _with_own(setting: Setting, latents: int, strength: float) -> Setting:
-    """``setting`` with the user's numbers where they are not 0. Ablating a number of latents takes them from the table,
-    and not the one assigned."""
-    if latents:
-        setting = replace(setting, latents=latents, assigned=setting.assigned and setting.edit == "shift")
-    return replace(setting, strength=strength or setting.strength)
+def check(text: str, sae_name: str | None, table: str) -> None:
+    """Raise SaeuronError where ``text`` cannot be read, or names what the files do not know."""
+    parse(text)
+    if isinstance(sae_name, str) and isinstance(table, str) and workflow.told(headers.concepts_of, sae_name) is True:
+        read(text, headers.concepts_of(sae_name, table), sae_name)
+
+
+def describe(chosen: ChosenConcepts) -> str:
+    """What was understood, a line a concept."""
+    return "\n".join(f"{name} ({chosen.table.kind(name)}): {_way(one)}" for name, one in chosen.settings.items())
+
+
+def _way(setting: Setting) -> str:
+    latents = "its assigned latent" if setting.select == "assigned" else f"{setting.latents} latents"
+    return f"{setting.edit}, {latents}, strength {setting.strength:g}"

@@ -8,10 +8,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..saeuron import SaeuronError, SparseAutoencoder
-from .host.hook import Patch, Place, attach, check_width, find, on_device
-from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, check_concept, schema
-from .patches import parse_latents
+from ..saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from ..saeuron.hookpoints import whole_timestep
+from .concept_text import match_name
+from .host import headers, workflow
+from .host.blocks import block_of, check_width
+from .host.memory import own_sae
+from .host.patching import Patch, Place, attach
+from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, schema
+from .patches import parse_latents, read_latents
 
 
 @dataclass(eq=False)
@@ -22,18 +27,18 @@ class Probe:
     groups: dict[str, "Group"]
     seen: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
 
-    def begin(self) -> None:
+    def begin(self, model: ModelPatcher) -> None:
         self.seen = {name: {} for name in self.groups}
 
     @torch.no_grad()
     def see(self, tokens: torch.Tensor, place: Place) -> None:
-        code = on_device(self.sae, tokens.device)
+        sae = own_sae(self.sae, place.model, tokens.device)
         chosen = tokens[place.rows.to(tokens.device)]
         for name, group in self.groups.items():
             latents = group.at(place.timestep).to(tokens.device)
-            fired = code.encode_at(chosen.flatten(0, 1), latents, torch.zeros(len(latents), device=tokens.device))
+            fired = sae.encode_at(chosen.flatten(0, 1), latents, torch.zeros(len(latents), device=tokens.device))
             maps = fired.float().sum(-1).view(len(chosen), place.height, place.width).cpu()
-            self.seen[name].setdefault(round(place.timestep), maps)
+            self.seen[name].setdefault(whole_timestep(place.timestep), maps)
 
     def end(self, finished: bool) -> None:
         if not finished:
@@ -68,16 +73,20 @@ class FeatureProbe(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, latents: str | None) -> bool | str:
+        return workflow.told(read_latents, latents)
+
+    @classmethod
     def execute(
         cls, model: ModelPatcher, sae: LoadedSae, latents: str, concepts: ChosenConcepts | None = None
     ) -> io.NodeOutput:
-        check_width(sae.sae, find(model, sae.hookpoint), sae.hookpoint)
+        check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
         groups = {}
         if latents.strip():
             groups |= {f"latent {n}": Group(n[None]) for n in parse_latents(latents, sae.sae.n_latents)}
         if concepts is not None:
             settings, table = concepts.settings, concepts.table
-            groups |= {name: Group(setting.select(sae.sae, table, name)) for name, setting in settings.items()}
+            groups |= {name: Group(setting.selection(sae.sae, table, name)) for name, setting in settings.items()}
         if not groups:
             raise SaeuronError("there is nothing to watch: write `latents`, or connect `concepts`")
         probe = Probe(sae.sae, groups)
@@ -131,17 +140,33 @@ class ConceptPlot(io.ComfyNode):
                 io.Int.Input("latents", default=5, min=1, max=20, tooltip="How many of its latents to draw."),
             ],
             outputs=[io.Image.Output("plot", display_name="plot")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, concept: str | None) -> bool | str:
+        loader = workflow.linked(cls.hidden.unique_id, "sae", "SAeUronLoader") or {}
+        return workflow.told(check_concept, concept, loader.get("sae_name"))
+
+    @classmethod
     def execute(cls, sae: LoadedSae, concept: str, latents: int) -> io.NodeOutput:
         table = sae.bundle.table
-        if table is None:
-            raise SaeuronError(f"{sae.name} brings no concepts to plot")
-        check_concept(table, concept.strip())
-        plot = draw_scores(table, concept.strip(), latents)
+        plot = draw_scores(table, find_concept(concept, table, sae.name), latents)
         return io.NodeOutput(plot, ui=ui.PreviewImage(plot))
+
+
+def find_concept(concept: str, table: ConceptTable | headers.Header | None, sae_name: str) -> str:
+    """The one concept that is meant; raises SaeuronError where the SAE brings none of that name, or none at all."""
+    if table is None:
+        raise SaeuronError(f"{sae_name} brings no concepts to plot: choose an SAE file with a concept table")
+    return match_name(concept, table)
+
+
+def check_concept(concept: str, sae_name: str | None) -> None:
+    """Raise SaeuronError where `find_concept` will."""
+    if isinstance(sae_name, str) and workflow.told(headers.concepts_of, sae_name) is True:
+        find_concept(concept, headers.concepts_of(sae_name), sae_name)
 
 
 def draw_maps(seen: dict[str, dict[int, torch.Tensor]], image: torch.Tensor, ranges: int, picture: int) -> torch.Tensor:
@@ -170,7 +195,7 @@ def draw_curves(seen: dict[str, dict[int, torch.Tensor]], picture: int) -> torch
     return _image(_labelled(figure, axes[0][0], "mean activation"))
 
 
-def draw_scores(table, concept: str, count: int) -> torch.Tensor:
+def draw_scores(table: ConceptTable, concept: str, count: int) -> torch.Tensor:
     """Scores of the concept's ``count`` latents of highest mean score, against the timestep."""
     scores = table.scores(concept)
     figure, axes = _figure(1, 1, (6, 3.5))

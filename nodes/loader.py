@@ -3,14 +3,13 @@
 import re
 from pathlib import Path
 
-import comfy.model_management
-import comfy.model_patcher
 from comfy_api.latest import io, ui
 
 from ..saeuron import Hookpoint, SaeuronError
 from ..saeuron.checkpoints import Bundle, load_bundle
-from .host import files
-from .host.sockets import ADVANCED, CATEGORY, LoadedSae, Sae, schema
+from .host import files, headers, workflow
+from .host.memory import manage_sae
+from .host.sockets import ADVANCED, ALIASES, CATEGORY, LoadedSae, Sae, schema
 
 SITES = ("from file", "output", "residual")
 
@@ -23,7 +22,7 @@ class SaeLoader(io.ComfyNode):
             display_name="SAE Loader",
             category=CATEGORY,
             description="Loads a sparse autoencoder, with its concepts where the file brings them.",
-            search_aliases=["sparse autoencoder", "unlearn", "erase concept"],
+            search_aliases=[*ALIASES, "sparse autoencoder"],
             inputs=[
                 io.Combo.Input("sae_name", options=files.names(), tooltip="A file or folder in models/saes."),
                 io.String.Input(
@@ -48,43 +47,38 @@ class SaeLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, sae_name: str | None) -> bool | str:
+        return workflow.told(headers.concepts_of, sae_name)
+
+    @classmethod
     def fingerprint_inputs(cls, sae_name: str, **_) -> str:
-        path = files.resolve(sae_name)
-        parts = sorted(path.iterdir()) if path.is_dir() else [path]
-        return str([(part.name, part.stat().st_mtime_ns, part.stat().st_size) for part in parts])
+        return str(files.stamp(*files.sources(sae_name)))
 
     @classmethod
     def execute(cls, sae_name: str, hookpoint: str = "", site: str = SITES[0]) -> io.NodeOutput:
-        path = files.resolve(sae_name)
-        bundle = load_bundle(path)
-        place = _place(bundle, path, hookpoint.strip(), site)
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        patcher = patcher_class(
-            bundle.sae,
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
-        return io.NodeOutput(LoadedSae(sae_name, bundle, place, patcher), ui=ui.PreviewText(describe(bundle, place)))
+        path, site = files.path(sae_name), None if site == SITES[0] else site
+        bundle = load_bundle(path, hookpoint=hookpoint.strip() or None, site=site)
+        bundle.sae.hookpoint = bundle.sae.hookpoint or _guess(path, site)
+        loaded = LoadedSae(sae_name, bundle, manage_sae(bundle.sae, path))
+        return io.NodeOutput(loaded, ui=ui.PreviewText(describe(bundle)))
 
 
-def _place(bundle: Bundle, path: Path, name: str, site: str) -> Hookpoint:
-    """Where the SAE reads: what the user says, else the file, else the name of its folder."""
-    own = bundle.sae.hookpoint
+def _guess(path: Path, site: str | None) -> Hookpoint:
+    """Where an SAE reads whose file does not say: what the file or a folder it lies in is named after."""
     written = re.search(r"unet\.[\w.]*attentions\.\d+", str(path))
-    name = name or (own.name if own else "") or (written[0] if written else "")
-    if not name:
+    if written is None:
         raise SaeuronError(
             f"{path.name} does not say which block it reads: write it into `hookpoint`, "
             "such as unet.up_blocks.1.attentions.1"
         )
-    return Hookpoint(name, (own.site if own else "output") if site == SITES[0] else site)
+    return Hookpoint(written[0], site or "output")
 
 
-def describe(bundle: Bundle, place: Hookpoint) -> str:
+def describe(bundle: Bundle) -> str:
     """What the node shows under itself."""
     sae, table = bundle.sae, bundle.table
     lines = [
-        f"{place.name} ({place.site})",
+        f"{sae.hookpoint.name} ({sae.hookpoint.site})",
         f"width {sae.d_in}, {sae.n_latents} latents, {sae.activation} k {sae.k}",
     ]
     if sae.base_model:

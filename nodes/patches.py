@@ -6,16 +6,18 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..saeuron import SaeuronError, Steer, removal
-from .host.hook import APPLIES_TO, Patch, attach
-from .host.sockets import ADVANCED, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
+from ..saeuron import SaeuronError, Setting, Steer, build_edits
+from .host import workflow
+from .host.patching import Patch, attach
+from .host.roles import APPLIES_TO
+from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
 
 WAYS = {
     "tuned": {},
-    "ablate": {"edit": "ablate"},
+    "ablate": {"edit": "ablate", "paper_exact": False},
     "replace": {"edit": "replace"},
     "shift": {"edit": "shift"},
-    "paper-exact": {"edit": "ablate", "scale": "mean"},
+    "paper-exact": {"edit": "ablate", "scale": "mean", "paper_exact": True},
 }
 """Modes, and what each makes of a concept's setting."""
 
@@ -45,7 +47,7 @@ class FeatureAblatePatch(io.ComfyNode):
             display_name="Feature Ablate Patch",
             category=CATEGORY,
             description="Takes concepts out of a model while it samples. The model itself stays as it is.",
-            search_aliases=["unlearn", "erase", "remove concept", "ablate"],
+            search_aliases=[*ALIASES, "ablate"],
             inputs=[
                 io.Model.Input("model"),
                 Sae.Input("sae"),
@@ -88,13 +90,26 @@ class FeatureAblatePatch(io.ComfyNode):
         if strength == 0:
             return io.NodeOutput(model)
         settings = {
-            name: replace(setting, strength=setting.strength * strength, **WAYS[mode])
+            name: in_mode(replace(setting, strength=setting.strength * strength), mode, name in concepts.counted)
             for name, setting in concepts.settings.items()
         }
-        for edit in removal(sae.sae, concepts.table, settings, mode == "paper-exact"):
+        for edit in build_edits(sae.sae, concepts.table, settings):
             patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
             model = attach(model, patch, sae.patcher)
         return io.NodeOutput(model)
+
+
+def in_mode(setting: Setting, mode: str, counted: bool) -> Setting:
+    """``setting`` as ``mode`` has it; ``counted`` where its number of latents is the user's.
+
+    An assigned latent changes its part between shift and the other edits: there it detects, here it is edited.
+    """
+    changed = replace(setting, **WAYS[mode])
+    if (changed.edit == "shift") == (setting.edit == "shift"):
+        return changed
+    if changed.edit == "shift":
+        return replace(changed, select="score", detect=setting.select)
+    return replace(changed, select="score" if counted else setting.detect)
 
 
 class FeatureSteerPatch(io.ComfyNode):
@@ -132,6 +147,10 @@ class FeatureSteerPatch(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, latents: str | None) -> bool | str:
+        return workflow.told(read_latents, latents)
+
+    @classmethod
     def execute(
         cls,
         model: ModelPatcher,
@@ -149,12 +168,17 @@ class FeatureSteerPatch(io.ComfyNode):
         return io.NodeOutput(attach(model, patch, sae.patcher))
 
 
+def read_latents(text: str) -> list[int]:
+    """Numbers separated by commas; raises SaeuronError on anything else."""
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise SaeuronError(f"`latents` is {text[:60]!r}: write numbers separated by commas, such as 12, 407") from None
+
+
 def parse_latents(text: str, n_latents: int) -> torch.Tensor:
     """Latent numbers separated by commas, ``[m]``; raises SaeuronError where one is not a latent of the SAE."""
-    try:
-        numbers = [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise SaeuronError(f"`latents` is {text!r}: write numbers separated by commas, such as 12, 407") from None
+    numbers = read_latents(text)
     wrong = [number for number in numbers if not 0 <= number < n_latents]
     if wrong or not numbers:
         named = f"{wrong[0]} is none of them" if wrong else "none is given"

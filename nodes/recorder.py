@@ -8,9 +8,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
-from ..saeuron.hookpoints import SITES
+from ..saeuron.files import read_json
+from ..saeuron.hookpoints import SITES, whole_timestep
 from ..saeuron.recording import Tokens, bytes_per_token
-from .host.hook import Patch, Place, attach, find
+from .host import workflow
+from .host.blocks import block_of
+from .host.identity import identity
+from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, schema
 
 
@@ -52,7 +56,15 @@ class ActivationRecorder(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the choice of tokens."),
             ],
             outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        # ComfyUI repeats the sentence for every input that is asked for here, so the labels are asked of the workflow.
+        labels = workflow.inputs(cls.hidden.unique_id).get("labels")
+        checked = workflow.told(output_folder, folder)
+        return workflow.told(parse_labels, labels if isinstance(labels, str) else None) if checked is True else checked
 
     @classmethod
     def execute(
@@ -68,7 +80,7 @@ class ActivationRecorder(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         place = Hookpoint(hookpoint.strip(), site)
-        find(model, place)
+        block_of(model.model, place)
         row = {"prompt": prompt} | parse_labels(labels)
         recorder = Recorder(output_folder(folder), place, row, tokens_per_map, max_gb, seed)
         return io.NodeOutput(attach(model, Patch(place, observer=recorder, applies_to="positive")))
@@ -92,25 +104,37 @@ def parse_labels(text: str) -> dict[str, str]:
 
 
 class Recorder:
-    """Keeps some tokens of every map of one sampling in memory, and writes them when it has finished."""
+    """Keeps some tokens of every map of one sampling in memory, and writes them when it has finished.
+
+    ``row`` is the prompt with its concepts, ``max_gb`` the most the folder may hold, in 10⁹ bytes.
+    """
 
     def __init__(
         self, folder: Path, hookpoint: Hookpoint, row: dict, tokens_per_map: int, max_gb: float, seed: int
     ) -> None:
         self.folder, self.hookpoint, self.row = folder, hookpoint, row
         self.tokens_per_map, self.max_gb, self.seed = tokens_per_map, max_gb, seed
-        self.begin()
-
-    def begin(self) -> None:
         self.parts: list[Tokens] = []
-        self.pictures = 0
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.check()
+
+    def check(self) -> None:
+        """Raise SaeuronError where the folder is full, or was begun in another way than this."""
         held = sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors"))
         self.room = int(self.max_gb * 1e9) - held
         if self.room <= 0:
             raise SaeuronError(
                 f"{self.folder.name} holds {held / 1e9:.2f} GB: raise `max_gb`, or choose another folder"
             )
+        own = {"hookpoint": self.hookpoint.name, "site": self.hookpoint.site, "tokens_per_map": self.tokens_per_map}
+        self._check_same(own)
+
+    def begin(self, model: ModelPatcher) -> None:
+        self.check()
+        self.model = identity(model)  # only now, since nodes between the recorder and the sampler may add a LoRA
+        self._check_same({"model": self.model})
+        self.parts = []
+        self.pictures = 0
+        self.generator = torch.Generator().manual_seed(self.seed)
 
     def see(self, tokens: torch.Tensor, place: Place) -> None:
         rows = place.rows.nonzero().squeeze(-1)
@@ -121,7 +145,7 @@ class Recorder:
             return  # full: what was taken so far is still written, whole
         kept = tokens[rows[:, None].to(tokens.device), position.to(tokens.device)]
         picture = place.images[rows, None].expand_as(position)
-        timestep = torch.full_like(position, round(place.timestep))
+        timestep = torch.full_like(position, whole_timestep(place.timestep))
         fields = (picture, timestep, position)
         self.parts.append(Tokens(kept.flatten(0, 1).half().cpu(), *(field.flatten() for field in fields)))
         self.pictures = max(self.pictures, int(place.images.max()) + 1)
@@ -129,7 +153,21 @@ class Recorder:
     def end(self, finished: bool) -> None:
         if finished and self.parts:
             tokens = Tokens.cat(self.parts)
-            settings = {"model": "comfyui", "tokens_per_map": self.tokens_per_map}
+            settings = {"model": self.model, "tokens_per_map": self.tokens_per_map}
             writer = RecordingWriter(self.folder, self.hookpoint, tokens.activations.shape[1], None, settings)
             writer.append([self.row] * self.pictures, tokens, self.seed)
         self.parts = []
+
+    def _check_same(self, own: dict[str, object]) -> None:
+        """Raise SaeuronError unless the folder is new, or was recorded with what ``own`` says."""
+        manifest = self.folder / "manifest.json"
+        if not manifest.exists():
+            return
+        content = read_json(manifest)
+        before = content | content.get("settings", {})
+        for name, value in own.items():
+            if before.get(name) != value:
+                raise SaeuronError(
+                    f"{self.folder.name} was recorded with {name} {before.get(name)} and this is {value}: "
+                    "choose another folder"
+                )

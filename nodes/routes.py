@@ -2,10 +2,9 @@
 
 import asyncio
 
-from ..saeuron import ConceptTable, SaeuronError
-from ..saeuron.checkpoints import load_bundle
-from .concepts import FROM_FILE
+from ..saeuron import SaeuronError
 from .host import files
+from .host.headers import concepts_of
 
 
 def register() -> None:
@@ -13,21 +12,15 @@ def register() -> None:
     from server import PromptServer
 
     async def concepts(request: web.Request) -> web.Response:
-        name, table = request.query.get("sae", ""), request.query.get("table", FROM_FILE)
-        for given, known in ((name, files.names()), (table, [FROM_FILE, *files.tables()])):
+        name, table = request.query.get("sae", ""), request.query.get("table", files.FROM_FILE)
+        for given, known in ((name, files.names()), (table, [files.FROM_FILE, *files.tables()])):
             if given not in known:
                 return web.json_response({"error": f"there is no file {given!r} in models/saes"}, status=404)
         try:
-            found = await asyncio.to_thread(_concepts, name, table)
+            header = await asyncio.to_thread(concepts_of, name, table)
         except SaeuronError as error:
             return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({"concepts": found})
+        return web.json_response({"concepts": {} if header is None else header.concepts})
 
     if getattr(PromptServer, "instance", None) is not None:  # nodes are also listed without a server
         PromptServer.instance.routes.get("/saeuron/concepts")(concepts)
-
-
-def _concepts(name: str, table: str) -> dict[str, str]:
-    """Concept → kind."""
-    known = load_bundle(files.resolve(name)).table if table == FROM_FILE else ConceptTable.load(files.path(table))
-    return {} if known is None else dict(known.concepts)

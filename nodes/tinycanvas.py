@@ -6,17 +6,17 @@ from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import nn
 
+from .host.memory import manage
 from .host.sockets import CATEGORY, schema
 
 WEIGHTS = Path(__file__).parents[1] / "tinycanvas" / "weights"
@@ -69,7 +69,8 @@ def operations(groups: int) -> type:
     return Operations
 
 
-def load_model() -> comfy.model_patcher.ModelPatcher:
+def load_model(disable_dynamic: bool = False) -> ModelPatcher:
+    """MODEL, which ComfyUI makes anew for another device, or without dynamic memory."""
     config = json.loads((WEIGHTS / "unet" / "config.json").read_text())
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     down = [int("CrossAttn" in kind) for kind in config["down_block_types"]]
@@ -102,12 +103,9 @@ def load_model() -> comfy.model_patcher.ModelPatcher:
     names = comfy.utils.unet_to_diffusers(model_config.unet_config)
     stored = comfy.utils.load_torch_file(str(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"))
     model.diffusion_model.load_state_dict({names[name]: tensor.float() for name, tensor in stored.items()})
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return patcher_class(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+    patcher = manage(model, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, ())
+    return patcher
 
 
 class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
@@ -145,12 +143,16 @@ class ClipModel(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device, dtype, model_options or {}, clip_model=TextModel)
 
 
-def load_clip() -> comfy.sd.CLIP:
+def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """CLIP; its patcher is made anew as MODEL's is."""
+
     class Target:
         params: dict = {}  # noqa: RUF012 (ComfyUI copies it)
         clip, tokenizer = ClipModel, Tokenizer
 
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
+    options = {"disable_dynamic": True} if disable_dynamic else {}  # which older ComfyUIs neither ask for nor know
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32}, **options)
+    clip.patcher.cached_patcher_init = (_load_clip_patcher, ())
     stored = comfy.utils.load_torch_file(str(WEIGHTS / "text_encoder" / "model.safetensors"))
     prefix = "" if any(name.startswith("text_model.") for name in stored) else "text_model."
     stored = {prefix + name: tensor for name, tensor in stored.items()}
@@ -160,6 +162,10 @@ def load_clip() -> comfy.sd.CLIP:
     room[: len(stored[name])] = stored[name]
     clip.load_sd(stored | {name: room})
     return clip
+
+
+def _load_clip_patcher(disable_dynamic: bool = False) -> ModelPatcher:
+    return load_clip(disable_dynamic).patcher
 
 
 class PixelVae:

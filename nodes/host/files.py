@@ -4,8 +4,14 @@ from pathlib import Path
 
 import folder_paths
 
+from ...saeuron import SaeuronError
+from ...saeuron.checkpoints import LAYOUTS
+from ...saeuron.errors import nearest
+
 FOLDER = "saes"
 EMBEDDED = Path(__file__).parents[2] / "tinycanvas" / "saes"
+FROM_FILE = "from SAE file"
+"""What stands for the table that comes with the SAE, among the names of tables."""
 
 
 def register() -> None:
@@ -18,19 +24,32 @@ def register() -> None:
 
 def names() -> list[str]:
     """The SAE files to offer; of a folder in SAeUron's layout it is the ``sae.safetensors`` inside."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name not in tables()]
+    return [name for name in folder_paths.get_filename_list(FOLDER) if not _is_table(name)]
 
 
 def tables() -> list[str]:
     """The concept tables to offer: what `training score` writes, by its usual name."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).name.endswith("table.safetensors")]
+    return [name for name in folder_paths.get_filename_list(FOLDER) if _is_table(name)]
 
 
 def path(name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    """The file of this name; raises SaeuronError with the nearest names where there is none."""
+    found = folder_paths.get_full_path(FOLDER, name)
+    if found is None:
+        raise SaeuronError(f"{name!r} is not in models/saes; the nearest are {nearest(name, names())}")
+    return Path(found)
 
 
-def resolve(name: str) -> Path:
-    """The SAE file of this name, or its folder where a ``cfg.json`` lies beside it."""
+def sources(name: str) -> list[Path]:
+    """The files that are read for an SAE: the one chosen, or its whole folder where that is the weights of a layout."""
     file = path(name)
-    return file.parent if (file.parent / "cfg.json").exists() else file
+    return sorted(one for one in file.parent.iterdir() if one.is_file()) if file.name in LAYOUTS else [file]
+
+
+def stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of change and size of each: the same as long as nobody has written there."""
+    return tuple((str(one), (status := one.stat()).st_mtime_ns, status.st_size) for one in paths)
+
+
+def _is_table(name: str) -> bool:
+    return Path(name).name.endswith("table.safetensors")

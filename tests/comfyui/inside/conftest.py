@@ -37,7 +37,7 @@ if inside:
 
 @pytest.fixture(scope="session")
 def pack():
-    """``pack("host.hook")`` is the module ``nodes/host/hook.py``; with ``""`` behind it, of any folder."""
+    """``pack("host.patching")`` is the module ``nodes/host/patching.py``; with ``""`` behind it, of any folder."""
     return lambda name, folder="nodes.": importlib.import_module(f"{PACK}.{folder}{name}")
 
 

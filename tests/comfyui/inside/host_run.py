@@ -21,7 +21,7 @@ class Keep:
     def __init__(self):
         self.tokens = []
 
-    def begin(self):
+    def begin(self, model):
         self.tokens = []
 
     def see(self, tokens, place):
@@ -42,11 +42,11 @@ def main(output: str) -> None:
     sae = pack("loader").SaeLoader.execute("tinycanvas.safetensors").args[0]
     chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 0, 0.0).args[0]
     edited = pack("patches").FeatureAblatePatch.execute(model, sae, chosen, mode="tuned", strength=1.0).args[0]
-    hook, results = pack("host.hook"), {}
+    patching, results = pack("host.patching"), {}
     for name, host in (("plain", model), ("edited", edited)):
         for index, prompt in enumerate(PROMPTS):
             keep = Keep()
-            watched = hook.attach(host, hook.Patch(sae.hookpoint, observer=keep, applies_to="positive"))
+            watched = patching.attach(host, patching.Patch(sae.hookpoint, observer=keep, applies_to="positive"))
             positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
             noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(SEED + index))
             options = {"denoise": 1.0, "disable_pbar": True, "seed": SEED}

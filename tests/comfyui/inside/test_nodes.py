@@ -1,101 +1,37 @@
-"""The other nodes: what they give, and what they refuse."""
+"""The patches, the probe and its pictures: what they give, and what they refuse."""
 
-import folder_paths
+from dataclasses import replace
+
 import pytest
 import torch
 
 
-@pytest.fixture
-def output(tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
+def edits_of(pack, model):
+    return [patch.edit for patch in model.get_attachment(pack("host.memory").KEY)]
 
 
-@pytest.fixture
-def recorder(pack, output, tinycanvas):
-    def record(**options):
-        settings = {
-            "hookpoint": "unet.up_blocks.1.attentions.1",
-            "site": "output",
-            "folder": "recordings/one",
-            "prompt": "a neon heart",
-            "labels": "object=heart, style=neon",
-            "tokens_per_map": 8,
-            "max_gb": 1.0,
-            "seed": 0,
-        } | options
-        return pack("recorder").ActivationRecorder.execute(tinycanvas[0], **settings).args[0]
-
-    return record
+def test_so_many_latents_are_ablated_as_the_user_says(pack, tinycanvas, neon, sae):
+    (edit,) = edits_of(pack, neon(tinycanvas[0], "star: 4 × -8", mode="ablate"))
+    chosen = edit.selection.at(500)
+    assert type(edit).__name__ == "Ablate" and len(chosen.latents) == 4
+    assert (chosen.strengths == -8).all()
+    wanted = sae.bundle.table.select("star", 4).at(500)
+    assert set(chosen.latents.tolist()) == set(wanted.latents.tolist())
 
 
-def test_each_sampling_adds_a_whole_shard(pack, output, recorder, sample, tinycanvas):
-    model = recorder()
-    plain = sample(tinycanvas[0], shape=(2, 16, 16), steps=4)
-    assert torch.equal(sample(model, shape=(2, 16, 16), steps=4), plain)
-    sample(model, steps=4)
-    recording = pack("saeuron", "").Recording(output / "recordings" / "one")
-    assert recording.complete and list(recording.shards.values()) == [2 * 4 * 8, 4 * 8]
-    tokens = recording.read(next(iter(recording.shards)))
-    assert recording.prompts == [{"prompt": "a neon heart", "object": "heart", "style": "neon"}] * 3
-    assert sorted(tokens.prompt.unique().tolist()) == [0, 1] and len(tokens.timestep.unique()) == 4
-    assert recording.read(list(recording.shards)[1]).prompt.unique().tolist() == [2]
+def test_where_the_user_names_no_number_the_assigned_latent_is_ablated(pack, tinycanvas, neon, sae):
+    assigned = sae.sae.config["assignment"]["star"]
+    for mode in ("ablate", "paper-exact"):
+        (edit,) = edits_of(pack, neon(tinycanvas[0], "star", mode=mode))
+        assert edit.selection.at(500).latents.tolist() == [assigned] and edit.paper_exact == (mode == "paper-exact")
 
 
-def test_an_interrupted_sampling_adds_nothing(pack, output, recorder, sample):
-    def stop(step, *_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        sample(recorder(), callback=stop)
-    assert not list(output.rglob("shard-*"))
-
-
-def test_a_full_folder_is_refused_before_sampling(output, recorder, sample):
-    sample(recorder(), steps=2)
-    with pytest.raises(ValueError, match="max_gb"):
-        recorder(max_gb=1e-6)
-
-
-@pytest.mark.parametrize("folder", ["../elsewhere", "/tmp/elsewhere", ""])
-def test_recordings_stay_in_the_output_folder(recorder, folder):
-    with pytest.raises(ValueError, match="output folder"):
-        recorder(folder=folder)
-
-
-def test_bad_labels_are_explained(recorder):
-    with pytest.raises(ValueError, match="object=cat"):
-        recorder(labels="heart")
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("neon", {"neon": (0, 0.0)}),
-        ("Van Gogh, star: 4 × -8", {"Van Gogh": (0, 0.0), "star": (4, -8.0)}),
-        ("star: 2x-1.5\nmoon:3", {"star": (2, -1.5), "moon": (3, 0.0)}),
-    ],
-)
-def test_concepts_are_read_with_their_own_numbers(pack, text, parsed):
-    assert pack("concepts").parse(text) == parsed
-
-
-@pytest.mark.parametrize("text", ["star: many", "star: -1 × 2", "star: 1 × nan"])
-def test_concepts_that_cannot_be_read_are_explained(pack, text):
-    with pytest.raises(ValueError, match="star"):
-        pack("concepts").parse(text)
-
-
-def test_an_unknown_concept_names_the_nearest(pack, sae):
-    with pytest.raises(ValueError, match="neon"):
-        pack("concepts").ConceptSelector.execute(sae, "neonn", 0, 0.0)
-
-
-def test_no_concept_is_explained(pack, sae):
-    with pytest.raises(ValueError, match="`concepts` is empty"):
-        pack("concepts").ConceptSelector.execute(sae, " ", 0, 0.0)
+def test_the_tuned_mode_is_the_files_own(pack, sae):
+    in_mode, setting = pack("patches").in_mode, pack("saeuron", "").Setting
+    exact = setting(3, -5.0, paper_exact=True, scale="norm")
+    assert in_mode(exact, "tuned", False) == exact
+    assigned = setting(edit="ablate", select="assigned")
+    assert in_mode(assigned, "shift", False) == replace(assigned, edit="shift", select="score", detect="assigned")
 
 
 def test_steering_changes_the_picture(pack, tinycanvas, sae, sample):

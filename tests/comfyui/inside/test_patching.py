@@ -6,6 +6,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_torch_compile import set_torch_compile_wrapper
@@ -23,7 +24,7 @@ class Witness:
     def __init__(self):
         self.places, self.shapes, self.finished = [], [], None
 
-    def begin(self):
+    def begin(self, model):
         self.places, self.shapes = [], []
 
     def see(self, tokens, place):
@@ -47,8 +48,8 @@ def watched(pack, sae):
             )
             return executor(x, t, c_concat, c_crossattn, *args, **kwargs)
 
-        hook = pack("host.hook")
-        model = hook.attach(model, hook.Patch(sae.hookpoint, observer=witness, applies_to=applies_to))
+        patching = pack("host.patching")
+        model = patching.attach(model, patching.Patch(sae.hookpoint, observer=witness, applies_to=applies_to))
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spy", spy)
         return model, witness, calls
 
@@ -190,8 +191,29 @@ def test_a_mask_that_does_not_fit_is_refused_before_sampling(tinycanvas, neon, s
 def test_two_patches_alike_share_one_encode(tinycanvas, neon, sample, pack, mode):
     one = neon(tinycanvas[0], "neon, star", mode=mode)
     two = neon(neon(tinycanvas[0], mode=mode), "star", mode=mode)
-    assert len(two.get_attachment(pack("host.hook").KEY)) == 1
+    assert len(two.get_attachment(pack("host.memory").KEY)) == 1
     assert torch.equal(sample(one), sample(two))
+
+
+def test_a_window_of_the_sampling_is_one_of_timesteps(tinycanvas, pack, sae):
+    """It covers what ComfyUI's own comparison of sigmas covers, but for the timestep in whose middle it may end."""
+    sampling = tinycanvas[0].get_model_object("model_sampling")
+    steps = torch.arange(1000)
+    sigmas = sampling.sigma(steps)
+    for start, end in ((0.0, 1.0), (0.0, 0.5), (0.25, 0.75), (0.123, 0.987), (0.5, 0.5)):
+        window = pack("host.patching").Patch(sae.hookpoint, start=start, end=end).window(sampling)
+        inside = (sigmas <= sampling.percent_to_sigma(start)) & (sigmas >= sampling.percent_to_sigma(end))
+        covered = torch.tensor([window.covers(t) for t in steps.tolist()])
+        differ = steps[covered != inside]
+        assert all(min(abs(999 * (1 - edge) - t) for edge in (start, end)) <= 0.5 for t in differ.tolist())
+
+
+def test_a_window_follows_the_sampling_that_a_later_node_sets(tinycanvas, neon, sample):
+    """Zero terminal SNR moves every sigma, and so the timesteps at which a sampling is half done."""
+    half = neon(tinycanvas[0], end_percent=0.5)
+    models = (tinycanvas[0], half, neon(tinycanvas[0]))
+    results = [sample(ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]) for model in models]
+    assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
 def test_img2img(tinycanvas, neon, watched, sample):
@@ -252,35 +274,21 @@ def test_compiled_models_are_edited_too(tinycanvas, neon, sample):
     assert (sample(compiled) - plain).abs().max() < 1e-3
 
 
-def test_an_sae_left_on_another_device_serves_all_the_same(pack, sae):
-    moved = pack("host.hook").on_device(sae.sae, torch.device("meta"))
-    assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
-    assert {parameter.device.type for parameter in sae.sae.parameters()} == {"cpu"}
-    assert moved.fingerprint == sae.sae.fingerprint
-
-
-def test_the_sae_is_loaded_and_counted_with_the_model(tinycanvas, neon, sae):
-    model = neon(neon(tinycanvas[0]), start_percent=0.5)
-    (loaded,) = model.get_nested_additional_models()
-    assert loaded.model is sae.sae and loaded.model_size() >= sae.sae.W_enc.nbytes + sae.sae.W_dec.nbytes
-
-
 def test_another_block(tinycanvas, watched, pack, sample, sae):
-    hook, hookpoint = pack("host.hook"), type(sae.hookpoint)("unet.mid_block.attentions.0", "residual")
+    patching, hookpoint = pack("host.patching"), type(sae.hookpoint)("unet.mid_block.attentions.0", "residual")
     witness = Witness()
-    sample(hook.attach(tinycanvas[0], hook.Patch(hookpoint, observer=witness)), steps=1)
+    sample(patching.attach(tinycanvas[0], patching.Patch(hookpoint, observer=witness)), steps=1)
     assert witness.shapes == [(2, 16, 128)]
 
 
 def test_a_hookpoint_that_is_not_there_names_the_nearest(tinycanvas, pack, sae):
-    hook = pack("host.hook")
     with pytest.raises(ValueError, match=r"unet\.up_blocks\.1\.attentions\.1"):
-        hook.find(tinycanvas[0], type(sae.hookpoint)("unet.up_blocks.1.attentions.7"))
+        pack("host.blocks").block_of(tinycanvas[0].model, type(sae.hookpoint)("unet.up_blocks.1.attentions.7"))
 
 
 def test_an_sae_of_another_width_is_refused(tinycanvas, pack, sae):
     wide = pack("saeuron.autoencoder", "").SparseAutoencoder(1280, 2560, 4)
-    hook = pack("host.hook")
-    block = hook.find(tinycanvas[0], sae.hookpoint)
+    blocks = pack("host.blocks")
+    block = blocks.block_of(tinycanvas[0].model, sae.hookpoint)
     with pytest.raises(ValueError, match=r"1280.*128"):
-        hook.check_width(wide, block, sae.hookpoint)
+        blocks.check_width(wide, block, sae.hookpoint)

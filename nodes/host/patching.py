@@ -1,0 +1,189 @@
+"""Patches: what a patched MODEL carries, and how it acts while the model samples.
+
+A patched MODEL is a clone that carries patches. Each call of the model registers forward hooks on the blocks that the
+patches name and removes them when the call ends, however it ends. Nothing else of the model is touched, so a MODEL
+without patches computes what it always did.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...saeuron import Edit, Hookpoint, Window
+from ...saeuron.edits import join
+from .blocks import block_of, check_width
+from .masks import check_mask, on_tokens
+from .memory import KEY, own_sae
+from .roles import rows_of, tell_conditionings, tell_roles
+
+WORKSPACE = 256 * 2**20
+"""Bytes that an encode may take at once: an SAE has no memory of its own reserved beside the model's."""
+
+
+class Observer(Protocol):
+    """Reads tokens while a model samples. ``begin`` and ``end`` enclose a run; ``end`` is told whether it finished."""
+
+    def begin(self, model: ModelPatcher) -> None: ...
+    def see(self, tokens: torch.Tensor, place: "Place") -> None: ...
+    def end(self, finished: bool) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """What happens at one hookpoint: an ``edit``, or an ``observer`` that only looks.
+
+    ``applies_to`` names the conditionings whose rows are meant; ``start`` and ``end`` are fractions of the sampling;
+    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture.
+    """
+
+    hookpoint: Hookpoint
+    edit: Edit | None = None
+    observer: Observer | None = None
+    applies_to: str = "both"
+    start: float = 0.0
+    end: float = 1.0
+    mask: torch.Tensor | None = None
+
+    def window(self, sampling: Any) -> Window:
+        """The timesteps at which the patch acts, by the model's ``sampling`` of this very call: nodes replace it."""
+        sigmas = torch.tensor([sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)])
+        start, end = sampling.timestep(sigmas).tolist()
+        return Window(start=start, end=end)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where in the sampling a block's tokens come from; ``rows`` ``[B]`` bool are those that a patch is meant for.
+
+    ``images`` ``[B]`` is each row's picture in the batch; ``height`` and ``width`` are those of the feature map;
+    ``model`` is the one being called, which may be a clone on another device.
+    """
+
+    timestep: float
+    height: int
+    width: int
+    rows: torch.Tensor
+    images: torch.Tensor
+    model: BaseModel
+
+
+def attach(model: ModelPatcher, patch: Patch, sae: ModelPatcher | None = None) -> ModelPatcher:
+    """A clone of ``model`` with ``patch`` added; ``sae`` is loaded, offloaded and cloned with it.
+
+    Raises SaeuronError where the hookpoint is not in the model or the SAE is of another width.
+    """
+    block = block_of(model.model, patch.hookpoint)
+    if patch.edit is not None:
+        check_width(patch.edit.sae, block, patch.hookpoint)
+    model = model.clone()
+    patches = _with(model.get_attachment(KEY) or (), patch)
+    model.set_attachments(KEY, patches)
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: _around_sampling(patches),
+        WrappersMP.PREDICT_NOISE: tell_conditionings,
+        WrappersMP.CALC_COND_BATCH: tell_roles,
+        WrappersMP.APPLY_MODEL: _around_call(patches),
+    }
+    for kind, wrapper in wrappers.items():
+        model.remove_wrappers_with_key(kind, KEY)
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+    if sae is not None:
+        loaded = model.get_additional_models_with_key(KEY)
+        if not any(other.model is sae.model for other in loaded):
+            model.set_additional_models(KEY, [*loaded, sae])
+    return model
+
+
+def _with(patches: tuple[Patch, ...], new: Patch) -> tuple[Patch, ...]:
+    """``patches`` and ``new``; two edits alike in all but their concepts become one, which costs one encode."""
+    for index, old in enumerate(patches):
+        alike = old.edit is not None and new.edit is not None and old.mask is new.mask
+        alike = alike and all(getattr(old, n) == getattr(new, n) for n in ("hookpoint", "applies_to", "start", "end"))
+        edit = join(old.edit, new.edit) if alike else None
+        if edit is not None:
+            return (*patches[:index], replace(old, edit=edit), *patches[index + 1 :])
+    return (*patches, new)
+
+
+def _around_sampling(patches: tuple[Patch, ...]) -> Callable:
+    def wrapper(executor, noise, *args, **kwargs):
+        for patch in patches:
+            check_mask(patch.mask, noise.shape)
+        with ExitStack() as stack:
+            for patch in patches:
+                if patch.observer is not None:
+                    stack.enter_context(_observing(patch.observer, executor.class_obj.model_patcher))
+            return executor(noise, *args, **kwargs)
+
+    return wrapper
+
+
+@contextmanager
+def _observing(observer: Observer, model: ModelPatcher) -> Iterator[None]:
+    observer.begin(model)
+    try:
+        yield
+    except BaseException:
+        observer.end(False)
+        raise
+    observer.end(True)
+
+
+def _around_call(patches: tuple[Patch, ...]) -> Callable:
+    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        transformer_options = transformer_options or {}
+        model = executor.class_obj
+        timestep = float(model.model_sampling.timestep(t.flatten()[:1])[0])
+        handles = []
+        try:
+            for patch in patches:
+                if patch.window(model.model_sampling).covers(timestep):
+                    rows, images = rows_of(len(x), transformer_options, patch.applies_to)
+                    hook = _hook(patch, timestep, rows, images, model)
+                    handles.append(block_of(model, patch.hookpoint).register_forward_hook(hook))
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return wrapper
+
+
+def _hook(patch: Patch, timestep: float, rows: torch.Tensor, images: torch.Tensor, model: BaseModel) -> Callable:
+    @torch.compiler.disable
+    def hook(_module, args, output):
+        tokens = patch.hookpoint.read(output, args[0])
+        place = Place(timestep, *output.shape[-2:], rows, images, model)
+        if patch.observer is not None:
+            patch.observer.see(tokens, place)
+            return None
+        edited = _edited(patch, tokens, place)
+        return None if edited is tokens else patch.hookpoint.write(output, tokens, edited)
+
+    return hook
+
+
+def _edited(patch: Patch, tokens: torch.Tensor, place: Place) -> torch.Tensor:
+    """``tokens`` with the rows that are meant edited; the very same tensor where nothing changed."""
+    chosen = place.rows.nonzero().squeeze(-1)
+    sae = own_sae(patch.edit.sae, place.model, tokens.device)
+    edit = patch.edit if sae is patch.edit.sae else replace(patch.edit, sae=sae)
+    maps = max(1, WORKSPACE // (4 * tokens.shape[1] * edit.sae.n_latents))
+    result = tokens
+    for part in chosen.split(maps):
+        given = tokens if len(part) == len(tokens) else tokens[part.to(tokens.device)]
+        mask = on_tokens(patch.mask, place.images[part], place.height, place.width, tokens.device)
+        edited = edit(given, place.timestep, mask=mask)
+        if edited is given:
+            continue
+        if edited.shape == tokens.shape:
+            return edited
+        result = tokens.clone() if result is tokens else result
+        result[part.to(tokens.device)] = edited
+    return result
