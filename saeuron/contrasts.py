@@ -13,6 +13,8 @@ from .selection import nearest_column
 
 DETECTING, CHANGING = 64, 192
 """How many latents detect a concept, and by how many latents the concepts of a kind are told from each other."""
+ORDINARY = 2.0
+"""How much it counts, beside being near, that a goal is like the rest of its kind."""
 RIDGE = 0.5
 """Pictures that the regression imagines of every concept, in which it has no effect."""
 
@@ -86,11 +88,18 @@ class Contrasts:
         kin = [name for name, kind in self.concepts.items() if kind == self.concepts[concept] and name != concept]
         return [name for name in kin if bool(row[self.row(name)].isfinite())]
 
-    def nearest(self, concept: str, without: Collection[str] = ()) -> str | None:
-        """The concept of the same kind nearest to ``concept`` that is none of ``without``; None where there is none."""
-        row = self.distances[self.row(concept)]
-        free = [name for name in self.others(concept) if name not in without]
-        return min(free, key=lambda name: float(row[self.row(name)]), default=None)
+    def goal(self, concept: str, without: Collection[str] = ()) -> str | None:
+        """What ``concept`` is best turned into: of its kind, none of ``without``, near to it and ordinary for the kind.
+
+        It has the smallest ``|e_g − e_c|² + 2 |e_g − ē|²``, ``ē`` being the mean of the kind: a style far from all others
+        breaks more pictures than it saves by being the nearest. None where no concept is left.
+        """
+        kin = [self.row(name) for name in (concept, *self.others(concept))]
+        apart = self.distances[kin][:, kin]
+        # What the distances of points among themselves say of their distances to their mean.
+        from_mean = apart.mean(0) - apart.mean() / 2
+        costs = dict(zip(self.others(concept), (apart[0] + ORDINARY * from_mean)[1:].tolist(), strict=True))
+        return min((name for name in costs if name not in without), key=costs.__getitem__, default=None)
 
     def probe(self, sae: SparseAutoencoder, concept: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The detector of ``concept`` folded with the encoder: score = ``vectors[t] · mean token − offsets[t]``.

@@ -1,4 +1,4 @@
-"""Redirect, the default edit: maps that show a concept are moved towards the nearest other concept of its kind."""
+"""Redirect, the default edit: maps that show a concept are moved towards another concept of its kind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from .selection import nearest_column
 
 LOW, HIGH = 0.0, 0.5
 """Between which values of its evidence a concept comes to be edited in full."""
-SHARE = 0.5
+SHARE = 0.25
 """The share of the highest score among its rivals that is taken from a concept's own."""
 AWAY = 1.25
 """How much further a map goes where no concept of the kind is left to be its goal."""
@@ -21,8 +21,8 @@ AWAY = 1.25
 class Redirect(Edit):
     """``x + Σ_c amount_c · γ_c · (what c adds − what its goal adds)`` on every token of a map. Ours.
 
-    The *goal* of a concept is the nearest concept of its kind that is not removed itself, so that the picture shows
-    something the model knows; where there is none, the mean of the rest. γ = −1 turns the one into the other, on
+    The *goal* of a concept is one of its kind that is near and ordinary (`Contrasts.goal`) and not removed itself, so
+    that the picture shows something the model knows; where there is none, it is the mean of the rest. γ = −1 turns the one into the other, on
     average; −2 goes past it, against the prompt that keeps asking.
 
     The *amount* rises from 0 to 1 while the evidence goes from `LOW` to `HIGH`. Evidence is the concept's score less
@@ -85,7 +85,7 @@ class Folded:
         probes = [contrasts.probe(sae, name) for name in watched]
         directions, rivals = [], []
         for name, strength in edit.strengths.items():
-            goal = contrasts.nearest(name, without=names)
+            goal = contrasts.goal(name, without=names)
             further = 1.0 if goal else AWAY
             directions.append(-strength * further * contrasts.change(sae, name, goal))
             rivals.append([other in contrasts.others(name) and other != goal for other in watched])

@@ -1,5 +1,7 @@
 """What sets concepts apart, fitted from sums alone: on maps made of known parts, and on random ones."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -76,12 +78,17 @@ def test_few_and_unbalanced_pictures_are_enough(world):
     assert float(found[:60].mean()) > 0.5 and float(found[60:].mean()) < 0.25
 
 
-def test_the_nearest_of_its_kind_is_the_neighbour_that_stays(world):
+def test_the_goal_is_near_and_ordinary_and_stays(world):
     sae, draw = world
     contrasts = Contrasts.fit(gathered(sae, draw, every_pair(30)), sae)
-    assert contrasts.nearest("cat") == "dog" and contrasts.nearest("dog") == "cat"
-    assert contrasts.nearest("cat", without=["dog"]) == "bird"
-    assert contrasts.nearest("cat", without=["dog", "bird"]) is None
+    assert contrasts.goal("cat") == "dog" and contrasts.goal("dog") == "cat"
+    assert contrasts.goal("cat", without=["dog"]) == "bird"
+    assert contrasts.goal("cat", without=["dog", "bird"]) is None
+    # As near as the other, but far from the rest of the kind: b lies between a and c, and d beyond a.
+    places = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    apart = (places[:, None] - places).square()
+    line = dataclasses.replace(contrasts, concepts=dict.fromkeys("abcd", "object"), distances=apart)
+    assert line.goal("a") == "b"
 
 
 def test_a_change_turns_one_concept_s_map_into_the_other_s(world):
@@ -134,7 +141,7 @@ def test_a_concept_alone_in_its_kind_is_told_from_pictures_without_it(make_sae, 
     for timestep, maps in zip(TIMESTEPS, draw(pairs, 0), strict=True):
         statistics.observe(sae, [["oil"] if "oil" in pair else [] for pair in pairs], timestep, maps)
     contrasts = Contrasts.fit(statistics, sae)
-    assert contrasts.nearest("oil") is None
+    assert contrasts.goal("oil") is None
     found = scores(contrasts, sae, draw([("dog", "oil")] * 50 + [("dog", "ink")] * 50, seed=4), "oil")
     assert float(found[:50].mean()) > 0.7 and float(found[50:].mean()) < 0.3
 

@@ -85,7 +85,7 @@ def test_removing_what_was_learnt_turns_it_into_the_pictures_without_it(world):
     sae, draw = world
     table = learnt(world).table()
     (edit,) = build_edits(sae, table, {"neon": Setting(strength=-1.0, edit="redirect")})
-    assert edit.contrasts.nearest("neon") == WITHOUT + "neon"
+    assert edit.contrasts.goal("neon") == WITHOUT + "neon"
     vectors, offsets = edit.contrasts.probe(sae, "neon")
     neon = torch.cat([draw(200 + n, True)[501] for n in range(20)])
     before, after = (maps.mean(1) @ vectors[1] - offsets[1] for maps in (neon, edit(neon, 501)))
@@ -139,7 +139,7 @@ def test_what_was_learnt_joins_a_table_that_knows_other_concepts(world):
     vectors = both.contrasts(sae).probe(sae, "cat")[0]
     torch.testing.assert_close(vectors, compact[0].contrasts(sae).probe(sae, "cat")[0])
     fitted = both.contrasts(sae)
-    assert fitted.nearest("cat") == "dog" and fitted.nearest("neon") == "without neon"
+    assert fitted.goal("cat") == "dog" and fitted.goal("neon") == "without neon"
     tensors, about = both.pack()
     again = CompactTable.unpack(tensors, about, sae).contrasts(sae).probe(sae, "neon")[0]
     torch.testing.assert_close(again, fitted.probe(sae, "neon")[0], rtol=1e-3, atol=1e-4)

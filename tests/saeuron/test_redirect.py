@@ -1,4 +1,4 @@
-"""Maps that show a concept come to show the nearest other one of its kind; all others leave as they came."""
+"""Maps that show a concept come to show another one of its kind; all others leave as they came."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ def amount_by_hand(contrasts, sae, tokens, name, goal, column=0):
 def test_maps_move_towards_the_goal_as_far_as_they_show_the_concept(case, options):
     sae, table, tokens, _ = case(**options)
     contrasts = table.contrasts(sae)
-    goal = contrasts.nearest("cat")
+    goal = contrasts.goal("cat")
     got = Redirect(sae, contrasts, {"cat": -2.0})(tokens, 901)
     amounts = torch.tensor(amount_by_hand(contrasts, sae, tokens, "cat", goal))
     change = 2.0 * contrasts.change(sae, "cat", goal)[0]
@@ -75,7 +75,7 @@ def test_maps_move_towards_the_goal_as_far_as_they_show_the_concept(case, option
 def test_what_shows_nothing_leaves_as_the_very_same_tensor_and_the_rest_bit_for_bit(case):
     sae, table, tokens, pairs = case()
     edit = Redirect(sae, table.contrasts(sae), {"cat": -2.0})
-    untouched = torch.tensor(amount_by_hand(edit.contrasts, sae, tokens, "cat", edit.contrasts.nearest("cat"))) == 0
+    untouched = torch.tensor(amount_by_hand(edit.contrasts, sae, tokens, "cat", edit.contrasts.goal("cat"))) == 0
     got = edit(tokens, 901)
     shows = torch.tensor(["cat" in pair for pair in pairs])
     assert untouched.sum() >= 3 and not bool((untouched & shows).any())
@@ -109,9 +109,9 @@ def test_each_timestep_has_its_own_numbers(case):
 def test_concepts_removed_together_are_nobody_s_goal(case):
     sae, table, _, _ = case()
     contrasts = table.contrasts(sae)
-    goal = contrasts.nearest("cat")
+    goal = contrasts.goal("cat")
     both = Redirect(sae, contrasts, {"cat": -2.0, goal: -2.0})
-    third = contrasts.nearest("cat", without=[goal])
+    third = contrasts.goal("cat", without=[goal])
     direction = both.folded.at(901, torch.device("cpu")).directions[0]
     torch.testing.assert_close(direction, 2.0 * contrasts.change(sae, "cat", third)[0])
     all_three = Redirect(sae, contrasts, {"cat": -2.0, "dog": -2.0, "bird": -2.0})
