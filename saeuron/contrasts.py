@@ -91,8 +91,8 @@ class Contrasts:
     def goal(self, concept: str, without: Collection[str] = ()) -> str | None:
         """What ``concept`` is best turned into: of its kind, none of ``without``, near to it and ordinary for the kind.
 
-        It has the smallest ``|e_g − e_c|² + 2 |e_g − ē|²``, ``ē`` being the mean of the kind: a style far from all others
-        breaks more pictures than it saves by being the nearest. None where no concept is left.
+        It has the smallest ``|e_g − e_c|² + 2 |e_g − ē|²``, ``ē`` being the mean of the kind: a style far from all
+        others breaks more pictures than it saves by being the nearest. None where no concept is left.
         """
         kin = [self.row(name) for name in (concept, *self.others(concept))]
         apart = self.distances[kin][:, kin]

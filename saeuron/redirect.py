@@ -22,8 +22,8 @@ class Redirect(Edit):
     """``x + Σ_c amount_c · γ_c · (what c adds − what its goal adds)`` on every token of a map. Ours.
 
     The *goal* of a concept is one of its kind that is near and ordinary (`Contrasts.goal`) and not removed itself, so
-    that the picture shows something the model knows; where there is none, it is the mean of the rest. γ = −1 turns the one into the other, on
-    average; −2 goes past it, against the prompt that keeps asking.
+    that the picture shows something the model knows; where there is none, it is the mean of the rest. γ = −1 turns the
+    one into the other, on average; −2 goes past it, against the prompt that keeps asking.
 
     The *amount* rises from 0 to 1 while the evidence goes from `LOW` to `HIGH`. Evidence is the concept's score less
     `SHARE` of the highest score among its rivals, the concepts of its kind but the goal. Scores are linear in the mean
