@@ -4,7 +4,6 @@ from torch import nn
 
 from saeuron.hookpoints import names
 
-from ..common.progress import console
 from ..common.results import table, tell
 from .commands import Hookpoints
 from .load import load_model
@@ -16,11 +15,11 @@ def run(config: Hookpoints) -> None:
     scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     height, width = config.height or own, config.width or own
     check_size(height, width, scale)
-    console.print(f"{config.model} at {width} × {height} pixels", soft_wrap=True)
     found = places(pipeline.unet, height // scale, width // scale)
     lines = [[name, channels, f"{rows * columns} ({rows} × {columns})"] for name, channels, rows, columns in found]
     result = [dict(zip(("hookpoint", "width", "rows", "columns"), place, strict=True)) for place in found]
-    tell(config, result, table(["hookpoint", "width", "tokens"], lines))
+    text = table(["hookpoint", "width", "tokens"], lines)
+    tell(config, result, f"{config.model} at {width} × {height} pixels\n\n{text}")
 
 
 def places(unet: nn.Module, height: int, width: int) -> list[tuple[str, int, int, int]]:

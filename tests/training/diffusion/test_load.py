@@ -10,10 +10,11 @@ from benchmarks.random_sd15 import write
 from saeuron import Hookpoint, Recording, SaeuronError, Setting, build_edits
 from saeuron.hookpoints import names
 from tinycanvas.model import build_text_encoder, load_tokenizer
+from training.common.prompts import read_prompts
 from training.diffusion.load import SAMPLERS, check_fits, load_model
 from training.diffusion.sampling import Sampling, draw_all
 from training.sae.record import Record, record
-from training.sae.score import Score, score
+from training.sae.score import score
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' samplers to numpy
@@ -113,8 +114,10 @@ def test_a_single_file_is_recorded_and_edited_like_the_built_in_model(small_sd, 
         assert recording.complete and recording.read("shard-00000.safetensors").activations.isfinite().all()
     pipeline, sae = load_model(str(small_sd)), make_sae()
     check_fits(sae, pipeline)
-    scoring = Score(sae=tmp_path, output=tmp_path, prompts="tinycanvas:anchor", images=2, steps=2, height=64, width=64)
-    assert score(scoring, sae, pipeline).statistics.counts.sum() == 2 * 2 * 2, "images × steps × kinds"
+    sampling = Sampling(steps=2, height=64, width=64)
+    assert (
+        score(pipeline, sae, read_prompts("tinycanvas:anchor"), sampling, images=2).statistics.counts.sum() == 2 * 2 * 2
+    ), "images × steps × kinds"
     edits = {sae.hookpoint: build_edits(sae, make_table(sae), {"star": Setting(latents=64, strength=-20.0)})}
     sampling = Sampling(steps=2, height=64, width=64)
     before, after = (draw_all(pipeline, [{"prompt": "a star"}], [0], sampling, chosen) for chosen in ({}, edits))
