@@ -1,7 +1,7 @@
 """The one error users meet, and the nearest valid names to put into it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class SaeuronError(ValueError):
@@ -14,3 +14,19 @@ def nearest(name: str, valid: Iterable[str], count: int = 5) -> str:
     lowered = {v.lower(): v for v in valid}
     close = [lowered[m] for m in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.4)]
     return ", ".join(close or valid[:count]) or "none"
+
+
+def check_same(what: object, before: Mapping[str, object], now: Mapping[str, object], advice: str) -> None:
+    """Raise SaeuronError naming the first value that is in both and another one now; ``advice`` says what to do."""
+    for key, value in now.items():
+        known = before.get(key, value)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            parts = [{f"{key} of {name}": own for name, own in part.items()} for part in (known, value)]
+            check_same(what, *parts, advice)
+        elif known != value:
+            raise SaeuronError(f"{what} was made with {key} {_short(known)} and now it is {_short(value)}: {advice}")
+
+
+def _short(value: object, longest: int = 120) -> str:
+    text = str(value)
+    return text if len(text) <= longest else f"{text[:longest]} …"

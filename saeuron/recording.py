@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import SaeuronError
+from .errors import SaeuronError, check_same
 from .files import read_json, read_tensors, write_json, write_tensors
 from .hookpoints import Hookpoint
 
@@ -51,8 +51,9 @@ def bytes_per_token(d_in: int) -> int:
 class RecordingWriter:
     """Writes shards in any order and can be started again on a folder it was interrupted in.
 
-    ``settings`` are what made the activations; a folder begun with other settings is refused, never mixed. A recording
-    is planned, its ``prompts`` known from the start, or, where ``prompts`` is None, grows by `append`.
+    ``settings`` are what made the activations; a folder begun with others is refused by name, never mixed. A recording
+    is planned, its ``prompts`` known from the start (with more of them at the end it grows, and its shards stay), or,
+    where ``prompts`` is None, grows by `append`.
 
     Several processes write one planned recording, each with a ``part`` of its own and shards that no other writes. Part
     0 opens the folder before all others, and finishes it after they are done.
@@ -77,21 +78,42 @@ class RecordingWriter:
             "d_in": d_in,
             "dtype": "float16",
             "settings": settings,
-            "settings_hash": _hash([settings, prompts, hookpoint.name, hookpoint.site, d_in]),
+            "settings_hash": _hash([_identity(settings), hookpoint.name, hookpoint.site, d_in]),
             "complete": False,
             "shards": {},
         }
         path = self.folder / "manifest.json"
         if path.exists():
-            before = read_json(path)
-            if before.get("settings_hash") != self.manifest["settings_hash"]:
-                raise SaeuronError(f"{self.folder} holds a recording made with other settings; choose another folder")
-            self.manifest = before
+            self._continue(read_json(path), prompts)
         else:
             write_json(self.folder / "prompts.json", {"prompts": prompts or []})
             write_json(path, self.manifest)
         if part == 0:
             self._gather()
+
+    def _continue(self, before: dict, prompts: list[dict] | None) -> None:
+        """Go on with what lies in the folder, whose manifest is ``before``; with more prompts than it had, it grows."""
+        keys = ("hookpoint", "site", "d_in")
+        old, new = (
+            {key: of.get(key) for key in keys} | _identity(of.get("settings", {})) for of in (before, self.manifest)
+        )
+        check_same(self.folder, old, new, "choose another folder, or delete this one")
+        known = read_json(self.folder / "prompts.json")["prompts"]
+        self.manifest = before
+        if prompts is None or prompts == known:
+            return
+        if prompts[: len(known)] != known:
+            fewer = known[: len(prompts)] == prompts
+            told = f"{len(known)} images and now it is {len(prompts)}" if fewer else "other prompts"
+            raise SaeuronError(f"{self.folder} was made with {told}: choose another folder")
+        self.manifest["images"] = [*self.planned(len(known)), len(prompts)]
+        self.manifest["complete"] = False
+        write_json(self.folder / "prompts.json", {"prompts": prompts})
+        self._save()
+
+    def planned(self, images: int) -> list[int]:
+        """How many images it had each time that it grew, the last of them ``images``."""
+        return self.manifest.get("images", [images])
 
     def has(self, shard: int) -> bool:
         return _shard_name(shard) in self.manifest["shards"]
@@ -228,6 +250,11 @@ def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
 
 def _shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
+
+
+def _identity(settings: dict) -> dict:
+    """The ``settings`` that decide what is recorded. How many images are drawn, and how many at once, does not."""
+    return {name: value for name, value in settings.items() if name not in ("batch", "images")}
 
 
 def _hash(content: object) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
 from safetensors.torch import load_file
 from torch import nn
@@ -93,6 +94,9 @@ class PixelVAE(ModelMixin, ConfigMixin):
         super().__init__()
         self.register_to_config(block_out_channels=(1, 1), force_upcast=False)
         self._anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # gives the module a dtype and a device
+
+    def encode(self, images: torch.Tensor, **_: object) -> AutoencoderTinyOutput:
+        return AutoencoderTinyOutput(latents=to_latents(images))
 
     def decode(self, latents: torch.Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
         images = to_images(latents)

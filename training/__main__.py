@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         except SaeuronError as error:
             _tell(f"error: {error}", everyone=True)
             return 2
+    except BrokenPipeError:  # whoever read this has seen enough
+        sys.stdout = None
     except KeyboardInterrupt:
         _tell("interrupted; the same command continues where it can")
         return 130
@@ -69,7 +71,29 @@ def _run(arguments: list[str]) -> None:
         raise SaeuronError(f"{name} does not divide its work: start it as one process")
     import tyro
 
-    tyro.cli(options(name), prog=f"{_program()} {name}", args=rest).run()
+    command = options(name)
+    tyro.cli(command, prog=f"{_program()} {name}", args=rest, default=_from_file(command, rest)).run()
+
+
+def _from_file(command: type, arguments: list[str]) -> object:
+    """The options that the file of ``--config`` gives, which the command line wins over; None where there is none."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if "--config" not in words[:-1]:
+        return None
+    import dataclasses
+    from pathlib import Path
+
+    import tyro
+
+    from .common.config import read_config
+
+    given = read_config(Path(words[words.index("--config") + 1]), command)
+    lacking = [
+        field.name
+        for field in dataclasses.fields(command)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    return command(**{name: tyro.MISSING for name in lacking} | given)
 
 
 def _overview() -> str:

@@ -111,7 +111,7 @@ def test_a_kill_between_shard_and_manifest_is_resumed_to_the_same_files(tmp_path
 )
 def test_a_folder_begun_with_other_settings_is_refused_untouched(tmp_path, other):
     before = files(record(tmp_path))
-    with pytest.raises(SaeuronError, match="other settings; choose another folder"):
+    with pytest.raises(SaeuronError, match=r"was made with .*: choose another folder"):
         open_writer(tmp_path, **other)
     assert files(tmp_path) == before
 

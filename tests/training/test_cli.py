@@ -14,6 +14,7 @@ import pytest
 import saeuron.files
 from saeuron import ConceptTable, Recording, save_sae
 from training.__main__ import COMMANDS, main, options
+from training.common.config import MADE_WITH, ONCE
 
 NAME = "unet.up_blocks.1.attentions.1"
 STARS = [
@@ -127,12 +128,12 @@ def test_an_interrupt_is_told_and_gives_130(run, monkeypatch):
 
 def documented(command):
     """{field: its docstring} as the source gives them."""
-    body = ast.parse(inspect.getsource(command)).body[0].body
     found = {}
-    for field, after in itertools.pairwise(body):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text:
-            found[field.target.id] = " ".join(after.value.value.split())
+    for one in command.__mro__[-2::-1]:  # a command that declares an option anew may leave its text to the group
+        for field, after in itertools.pairwise(ast.parse(inspect.getsource(one)).body[0].body):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_text:
+                found[field.target.id] = " ".join(after.value.value.split())
     return found
 
 
@@ -199,9 +200,9 @@ def test_help_lists_every_command(capsys):
 
 
 def saved_config(path, command):
-    """The config saved at ``path``: every field of the command, resolved."""
+    """The config saved at ``path``: every field of the command, resolved, but for those of one call alone."""
     config = json.loads(path.read_text("utf-8"))
-    assert config.keys() == {field.name for field in dataclasses.fields(options(command))}
+    assert config.keys() - {MADE_WITH} == {field.name for field in dataclasses.fields(options(command))} - ONCE
     return config
 
 
@@ -218,7 +219,7 @@ def test_record_train_and_score_follow_each_other(run, bench):
 
     line = "score --sae {}/new --output {}/new/table.safetensors --prompts {}/prompts.jsonl --steps 2"
     assert run(line)[0] == 0
-    assert saved_config(bench / "new" / "score.config.json", "score")["prompts"] == f"{bench}/prompts.jsonl"
+    assert saved_config(bench / "new" / "table.config.json", "score")["prompts"] == f"{bench}/prompts.jsonl"
     table = ConceptTable.load(bench / "new" / "table.safetensors")
     assert list(table.concepts.values()).count("object") == 3 and len(table.timesteps) == 2
 

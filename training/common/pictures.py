@@ -5,9 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from saeuron import SaeuronError
 from saeuron.files import write_atomically
+
+MOST_PIXELS = 40_000_000
+"""Of a whole grid. Pictures are made smaller where they would be more."""
+SMALLEST = 64
+"""Width of the smallest pictures in a grid: those of TinyCanvas have 32 pixels."""
 
 
 def to_picture(image: torch.Tensor) -> Image.Image:
@@ -26,31 +32,56 @@ def save_picture(image: torch.Tensor, path: Path) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
+def read_picture(path: Path, option: str, mode: str = "RGB") -> torch.Tensor:
+    """The picture that an option names, ``[3, H, W]`` in 0..1, or ``[H, W]`` in mode ``L``."""
+    try:
+        picture = np.array(Image.open(path).convert(mode))
+    except OSError as error:
+        raise SaeuronError(f"{option} {path} is not a readable picture: {error}") from None
+    tensor = torch.from_numpy(picture).float() / 255
+    return tensor if mode == "L" else tensor.permute(2, 0, 1)
+
+
 def save_grid(
-    strips: Sequence[torch.Tensor], path: Path, rows: Sequence[str], columns: Sequence[Sequence[str]] = ()
+    strips: Sequence[Sequence[Image.Image | Path]],
+    path: Path,
+    rows: Sequence[str],
+    columns: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Write strips of pictures ``[N, 3, H, W]`` one below the other.
+    """Write strips of pictures one below the other, all at the size of the first.
 
-    ``rows`` names the strips; ``columns[line][place]`` stands over a picture, where it is given.
+    ``rows`` names the strips; ``columns[line][place]`` stands over a picture, where it is given. Each picture is opened
+    when it is pasted, and where there are very many they are made smaller.
     """
-    from matplotlib.figure import Figure
-
-    count = max(len(strip) for strip in strips)
-    figure = Figure(figsize=(1.0 * count + 1.2, 1.05 * len(strips) + 0.9), layout="constrained")
-    axes = figure.subplots(len(strips), count, squeeze=False)
+    count = sum(map(len, strips))
+    width, height = _open(strips[0][0]).size
+    scale = max(min(1.0, (MOST_PIXELS / (count * width * height)) ** 0.5), 8 / min(width, height))
+    if width < SMALLEST:  # so that a label fits over it
+        scale *= SMALLEST / width
+    width, height = round(width * scale), round(height * scale)
+    font = ImageFont.load_default(11)
+    heads = [14 * max([0, *(text.count("\n") + 1 for text in line)]) for line in (*columns, *[[]] * len(strips))]
+    heads, left = (
+        heads[: len(strips)],
+        12 + max(round(font.getlength(line)) for row in rows for line in row.split("\n")),
+    )
+    size = left + max(map(len, strips)) * (width + 4), sum(heads) + len(strips) * (height + 4)
+    grid = Image.new("RGB", size, "white")
+    draw, top = ImageDraw.Draw(grid), 0
     for line, (name, strip) in enumerate(zip(rows, strips, strict=True)):
-        for place in range(count):
-            axis = axes[line][place]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_frame_on(False)
-            if place < len(strip):
-                axis.imshow(strip[place].clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            if place == 0:
-                axis.set_ylabel(name, fontsize=9)
+        top += heads[line]
+        draw.multiline_text((4, top + height // 2 - 8), name, "black", font)
+        for place, picture in enumerate(strip):
+            across = left + place * (width + 4)
+            grid.paste(_open(picture).resize((width, height), Image.Resampling.BOX), (across, top))
             if line < len(columns) and place < len(columns[line]):
-                axis.set_title(columns[line][place], fontsize=8)
-    save_figure(figure, path)
+                draw.multiline_text((across, top - heads[line]), columns[line][place], "black", font, spacing=1)
+        top += height + 4
+    write_atomically(path, lambda temporary: grid.save(temporary, format="PNG"))
+
+
+def _open(picture: Image.Image | Path) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else Image.open(picture).convert("RGB")
 
 
 def save_figure(figure, path: Path) -> None:

@@ -12,6 +12,8 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
+from saeuron.errors import SaeuronError
+
 if TYPE_CHECKING:
     import torch
 
@@ -51,6 +53,14 @@ def is_main() -> bool:
 def own_device(name: str) -> str:
     """``cuda`` as the one GPU that belongs to this process; any other device as it is."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
+def check_device(name: str) -> None:
+    """Raise SaeuronError where the device called ``name`` is not there."""
+    import torch
+
+    if name != "cpu" and not (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise SaeuronError(f"device {name!r} is not there; use --device cpu")
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

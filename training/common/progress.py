@@ -1,5 +1,6 @@
 """One progress bar for all commands, which of several processes the main one shows."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -13,4 +14,17 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], description: str) -> Iterable[T]:
-    return rich_track(items, description, console=console, disable=not (console.is_terminal and is_main()))
+    """``items`` one after another, with a bar on a terminal and elsewhere a line at every tenth of them."""
+    if console.is_terminal or not is_main():
+        return rich_track(items, description, console=console, disable=not is_main())
+    return _told(items, description)
+
+
+def _told(items: Sequence[T], description: str) -> Iterable[T]:
+    began, total = time.monotonic(), len(items)
+    for number, item in enumerate(items, 1):
+        yield item
+        if number * 10 // total > (number - 1) * 10 // total:
+            seconds = time.monotonic() - began
+            left = f", {seconds / number * (total - number):.0f} s left" if number < total else f" in {seconds:.0f} s"
+            console.print(f"{description}: {number} of {total}{left}", soft_wrap=True, highlight=False)

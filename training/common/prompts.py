@@ -1,10 +1,13 @@
 """Prompt files: one prompt a line (``.txt``), or one JSON object a line with its concepts (``.jsonl``).
 
-``{"prompt": "An image of circle in neon style.", "object": "circle", "style": "neon"}``: every key beside ``prompt`` is
-a kind, its value the concept shown. ``tinycanvas:training``, ``tinycanvas:anchor`` and ``tinycanvas:evaluation`` name
-the three built-in sets.
+``{"prompt": "A lake by Monet.", "concepts": {"artist": "Monet"}}`` names the concepts that a picture of the prompt
+shows, each under its kind; kinds are whatever the file calls them. Other keys (a seed, a source) are then no concepts.
+Without ``concepts`` every key beside ``prompt`` is a kind, as in ``{"prompt": "An image of circle in neon style.",
+"object": "circle", "style": "neon"}``. Either way ``--labels object style`` leaves these kinds and no others.
+``tinycanvas:training``, ``tinycanvas:anchor`` and ``tinycanvas:evaluation`` name the three built-in sets.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +15,25 @@ from pathlib import Path
 import torch
 
 from saeuron import SaeuronError
+from saeuron.errors import nearest
 
 
-def read_prompts(source: str) -> list[dict[str, str]]:
-    """Prompts as dicts with ``prompt`` and kind → concept; raises SaeuronError naming the file and line."""
+def read_prompts(source: str, kinds: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Prompts as dicts with ``prompt`` and kind → concept, of ``kinds`` where some are given.
+
+    Raises SaeuronError naming the file and line, or a kind that no prompt names.
+    """
+    rows = _read(source)
+    if kinds:
+        known = dict.fromkeys(kind for row in rows for kind in labels(row))
+        for kind in kinds:
+            if kind not in known:
+                raise SaeuronError(f"{source}: no prompt says its {kind!r}; the nearest are {nearest(kind, known)}")
+        rows = [{key: value for key, value in row.items() if key in ("prompt", *kinds)} for row in rows]
+    return rows
+
+
+def _read(source: str) -> list[dict[str, str]]:
     if source.startswith("tinycanvas:"):
         return _tinycanvas(source.removeprefix("tinycanvas:"))
     path = Path(source)
@@ -51,7 +69,10 @@ def _parse(path: Path, number: int, line: str) -> dict[str, str]:
         raise SaeuronError(f"{path}, line {number}: not JSON: {error.msg}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise SaeuronError(f'{path}, line {number}: needs an object with a "prompt" that is not empty')
-    return {str(key): str(value) for key, value in row.items()}
+    concepts = row.get("concepts", {key: value for key, value in row.items() if key != "prompt"})
+    if not isinstance(concepts, dict) or "prompt" in concepts:
+        raise SaeuronError(f'{path}, line {number}: "concepts" has to be an object with a concept for each kind')
+    return {"prompt": row["prompt"]} | {str(kind): str(name) for kind, name in concepts.items()}
 
 
 def _tinycanvas(kind: str) -> list[dict[str, str]]:
@@ -66,6 +87,11 @@ def _tinycanvas(kind: str) -> list[dict[str, str]]:
 def labels(row: dict[str, str]) -> dict[str, str]:
     """Kind → concept of one prompt."""
     return {key: value for key, value in row.items() if key != "prompt"}
+
+
+def digest(rows: Sequence[dict[str, str]]) -> str:
+    """By which prompts and their concepts are known again."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def shuffled(rows: list[dict[str, str]], count: int, seed: int) -> list[dict[str, str]]:

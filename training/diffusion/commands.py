@@ -1,13 +1,14 @@
 """The options of this room's commands; what they do is imported when they run."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..common.options import Command, options
 
-@dataclass
-class Hookpoints:
+
+@options
+class Hookpoints(Command):
     """List every transformer block of a model: its name, its width and how many tokens it has."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron.hookpoints import Hookpoint, to_maps, to_tokens
+from saeuron.hookpoints import Hookpoint
 
 Edit = Callable[[torch.Tensor, float], torch.Tensor]
 """``tokens [B, N, d], timestep → tokens``."""
@@ -16,8 +16,14 @@ Tap = Callable[[torch.Tensor, float, slice], torch.Tensor]
 
 
 @contextmanager
-def hooked(pipeline: StableDiffusionPipeline, taps: Mapping[Hookpoint, Tap]) -> Iterator[None]:
-    """Run every ``tap`` at its hookpoint while the block lasts; afterwards nothing of it stays in the model."""
+def hooked(
+    pipeline: StableDiffusionPipeline, taps: Mapping[Hookpoint, Tap], mask: torch.Tensor | None = None
+) -> Iterator[None]:
+    """Run every ``tap`` at its hookpoint while the block lasts; afterwards nothing of it stays in the model.
+
+    ``mask`` ``[H, W]`` in 0..1 says where in the picture edits count; where there is one, taps are given ``mask`` at
+    the resolution of their map, ``[1, N]``.
+    """
     timestep = 0.0
 
     def remember(_module, args, kwargs):
@@ -27,18 +33,13 @@ def hooked(pipeline: StableDiffusionPipeline, taps: Mapping[Hookpoint, Tap]) -> 
     def hook_for(hookpoint: Hookpoint, tap: Tap):
         def hook(_module, args, kwargs, output):
             maps = output[0]
-            before = args[0] if args else kwargs["hidden_states"]
-            residual = hookpoint.site == "residual"
-            tokens = to_tokens(maps - before if residual else maps)
+            tokens = hookpoint.read(maps, args[0] if args else kwargs["hidden_states"])
             # The pipeline stacks [unconditional, conditional] when it guides, and runs the conditional alone otherwise.
             conditional = slice(len(maps) // 2 if pipeline.do_classifier_free_guidance else 0, len(maps))
+            where = {} if mask is None else {"mask": token_mask(mask, maps)}
             with torch.autocast(maps.device.type, enabled=False):
-                edited = tap(tokens, timestep, conditional)
-            if edited is tokens:
-                return None
-            # The difference is added to the output, not the input to the result: an untouched token keeps every bit.
-            maps = output[0] + to_maps(edited - tokens, maps) if residual else to_maps(edited, maps)
-            return (maps, *output[1:])
+                edited = tap(tokens, timestep, conditional, **where)
+            return None if edited is tokens else (hookpoint.write(maps, tokens, edited), *output[1:])
 
         return hook
 
@@ -54,13 +55,18 @@ def hooked(pipeline: StableDiffusionPipeline, taps: Mapping[Hookpoint, Tap]) -> 
             handle.remove()
 
 
+def token_mask(mask: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """``mask`` ``[H, W]`` at the resolution of ``maps`` ``[B, d, h, w]``, as ``[1, h·w]``."""
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None].to(maps), maps.shape[-2:]).flatten(1)
+
+
 def editing(edits: Mapping[Hookpoint, Sequence[Edit]]) -> dict[Hookpoint, Tap]:
     """Taps that apply edits in order to all rows, conditional or not."""
 
     def tap_for(chain: Sequence[Edit]) -> Tap:
-        def tap(tokens: torch.Tensor, timestep: float, _conditional: slice) -> torch.Tensor:
+        def tap(tokens: torch.Tensor, timestep: float, _conditional: slice, **where: torch.Tensor) -> torch.Tensor:
             for edit in chain:
-                tokens = edit(tokens, timestep)
+                tokens = edit(tokens, timestep, **where)
             return tokens
 
         return tap

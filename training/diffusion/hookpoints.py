@@ -1,26 +1,25 @@
 """``hookpoints``: the places in a model where an SAE can read."""
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from saeuron import SaeuronError
 from saeuron.hookpoints import names
 
+from ..common.results import table, tell
 from .commands import Hookpoints
 from .load import load_model
+from .sampling import check_size
 
 
 def run(config: Hookpoints) -> None:
     pipeline = load_model(config.model)
     scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     height, width = config.height or own, config.width or own
-    if min(height, width) < 1 or height % scale or width % scale:
-        raise SaeuronError(f"--height and --width are {height} and {width} and have to be multiples of {scale}")
-    table = Table("hookpoint", "width", "tokens", title=f"{config.model} at {width} × {height} pixels")
-    for name, channels, rows, columns in places(pipeline.unet, height // scale, width // scale):
-        table.add_row(name, str(channels), f"{rows * columns} ({rows} × {columns})")
-    Console().print(table)
+    check_size(height, width, scale)
+    found = places(pipeline.unet, height // scale, width // scale)
+    lines = [[name, channels, f"{rows * columns} ({rows} × {columns})"] for name, channels, rows, columns in found]
+    result = [dict(zip(("hookpoint", "width", "rows", "columns"), place, strict=True)) for place in found]
+    text = table(["hookpoint", "width", "tokens"], lines)
+    tell(config, result, f"{config.model} at {width} × {height} pixels\n\n{text}")
 
 
 def places(unet: nn.Module, height: int, width: int) -> list[tuple[str, int, int, int]]:

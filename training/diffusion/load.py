@@ -3,13 +3,20 @@
 Folders and files of SD 1.x, SD 2.x and SDXL are read; all come as diffusers pipelines around a UNet.
 """
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -18,6 +25,8 @@ from saeuron import SaeuronError, SparseAutoencoder
 from saeuron.errors import nearest
 from saeuron.files import read_json, write_json
 
+from ..common.options import Model
+from ..common.processes import check_device, own_device
 from .single_file import UNET, configs, family
 
 # What a command prints is its own: no bars of parts that load in a moment, no advice to programmers.
@@ -41,24 +50,58 @@ SAMPLERS = {
 }
 
 
-def load_model(model: str, device: str = "cpu", sampler: str = "ddim") -> Pipeline:
-    """Load a pipeline onto ``device``: float16 on a GPU, float32 on the CPU.
+def load_model(model: str, device: str = "cpu", sampler: str = "ddim", lora: Path | None = None) -> Pipeline:
+    """Load a pipeline onto ``device``: float16 on a GPU, float32 on the CPU; ``lora`` is added to its weights.
 
     Raises SaeuronError where nothing is at the path, or what is there is not a Stable Diffusion model.
     """
     if sampler not in SAMPLERS:
         raise SaeuronError(f"sampler {sampler!r} is unknown; the nearest are {nearest(sampler, SAMPLERS)}")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise SaeuronError(f"device {device!r} is not there; use --device cpu")
+    check_device(device)
     if model == "tinycanvas":
         from tinycanvas.model import load_pipeline
 
         pipeline = load_pipeline()
     else:
         pipeline = _load(Path(model), torch.float32 if device == "cpu" else torch.float16)
+    if lora is not None:
+        _add(pipeline, lora)
     pipeline.scheduler = _scheduler(pipeline, sampler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def open_model(options: Model) -> Pipeline:
+    """The model that a command's options name, on this process's device."""
+    return load_model(options.model, own_device(options.device), getattr(options, "sampler", "ddim"), options.lora)
+
+
+def identity(model: str, pipeline: Pipeline) -> str:
+    """``model`` by its name without a path, and a hash of the UNet's weights: ``sd-v1-5@3f2a9c81d0e4``.
+
+    Another model of the same name has another hash. Of each tensor a few values are looked at: training moves them all.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(pipeline.unet.state_dict().items()):
+        first = weight.detach().reshape(-1)[:16].float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {first.tolist()}".encode())
+    return f"{Path(model).stem}@{digest.hexdigest()[:12]}"
+
+
+def _add(pipeline: Pipeline, lora: Path) -> None:
+    """Add a LoRA to the weights of ``pipeline``; raises SaeuronError where the file is none that fits."""
+    if not lora.exists():
+        raise SaeuronError(f"--lora {lora} does not exist")
+    try:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    except Exception as error:  # diffusers and PEFT raise many kinds
+        raise SaeuronError(f"--lora {lora} could not be added to the model: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def variant(pipeline: Pipeline, sampler: str | None = None, unet: UNet2DConditionModel | None = None) -> Pipeline:
@@ -72,6 +115,13 @@ def variant(pipeline: Pipeline, sampler: str | None = None, unet: UNet2DConditio
     return made
 
 
+def from_image(pipeline: Pipeline) -> DiffusionPipeline:
+    """A pipeline that shares all with ``pipeline`` and starts from a picture."""
+    made = AutoPipelineForImage2Image.from_pipe(pipeline)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def _scheduler(pipeline: Pipeline, sampler: str):
     name, options = SAMPLERS[sampler]
     return getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
@@ -80,7 +130,7 @@ def _scheduler(pipeline: Pipeline, sampler: str):
 def check_fits(sae: SparseAutoencoder, pipeline: Pipeline) -> None:
     """Raise SaeuronError where ``sae`` names no hookpoint, or one the model lacks or has in another width."""
     if sae.hookpoint is None:
-        raise SaeuronError("the SAE does not say where it reads; add `hookpoint` to its cfg.json")
+        raise SaeuronError("the SAE does not say where it reads: give --hookpoint")
     sae.check_width(torch.empty(0, sae.hookpoint.module(pipeline.unet).config.in_channels))
 
 
@@ -90,8 +140,7 @@ def _load(path: Path, dtype: torch.dtype) -> Pipeline:
     try:
         pipeline = _load_folder(path, dtype) if path.is_dir() else _load_file(path, dtype)
     except Exception as error:  # diffusers raises many kinds; all of them mean the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SaeuronError(f"model {path} could not be loaded as Stable Diffusion: {reason}") from error
+        raise SaeuronError(f"model {path} could not be loaded as Stable Diffusion: {_reason(error)}") from error
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)

@@ -1,19 +1,28 @@
 """Pictures from prompts and seeds, with or without edits."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from inspect import get_annotations
 
 import torch
 from diffusers import StableDiffusionPipeline
 
 from saeuron import Hookpoint, SaeuronError
 
+from ..common.options import Pictures
+from ..common.results import Plan
 from .hook import Edit, Tap, editing, hooked
+from .load import from_image
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn. ``height`` and ``width`` are in pixels; None is the model's own size."""
+    """How pictures are drawn. ``height`` and ``width`` are in pixels; None is the model's own size.
+
+    With an ``init_image`` ``[3, H, W]`` in 0..1 pictures start from it in place of noise, and go ``denoise`` (0…1) of
+    the way from it. Edits count where ``mask`` ``[H, W]`` in 0..1 says.
+    """
 
     steps: int = 25
     guidance: float = 3.0
@@ -21,10 +30,26 @@ class Sampling:
     bf16: bool = False
     height: int | None = None
     width: int | None = None
+    negative_prompt: str = ""
+    init_image: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    denoise: float = 1.0
+    mask: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1:
             raise SaeuronError("--steps and --batch have to be at least 1")
+        check_size(self.height, self.width)
+
+    @classmethod
+    def of(cls, options: Pictures) -> "Sampling":
+        """What a command's options say."""
+        return cls(**{name: getattr(options, name) for name in get_annotations(Pictures) if hasattr(cls, name)})
+
+
+def check_size(height: int | None, width: int | None, multiple: int = 8) -> None:
+    """Raise SaeuronError where a size in pixels is none that a model can draw."""
+    if any(side is not None and (side < multiple or side % multiple) for side in (height, width)):
+        raise SaeuronError(f"--height and --width have to be multiples of {multiple}, and are {height} and {width}")
 
 
 @torch.no_grad()
@@ -32,32 +57,38 @@ def generate(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str] | torch.Tensor,
     seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance: float,
-    height: int | None = None,
-    width: int | None = None,
-    bf16: bool = False,
+    sampling: Sampling | None = None,
     taps: Mapping[Hookpoint, Tap] | None = None,
+    **how: object,
 ) -> torch.Tensor:
     """One batch of images ``[B, 3, H, W]`` in 0..1. ``prompts`` may come encoded already, as ``[B, length, d_text]``.
+
+    ``how`` are fields of Sampling, and win over those of ``sampling``.
 
     An image depends on its prompt and seed alone, not on the batch it is made in, so that runs with and without an edit
     are paired by seed.
     """
-    device = pipeline.unet.device
+    device, sampling = pipeline.unet.device, replace(sampling or Sampling(), **how)
     encoded = isinstance(prompts, torch.Tensor)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with hooked(pipeline, taps or {}), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    options = {"height": sampling.height, "width": sampling.width}
+    if sampling.init_image is not None:
+        pipeline = from_image(pipeline)
+        options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
+    if sampling.negative_prompt:
+        options["negative_prompt"] = [sampling.negative_prompt] * len(seeds)
+    with (
+        hooked(pipeline, taps or {}, sampling.mask),
+        torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16),
+    ):
         images = pipeline(
             prompt=None if encoded else list(prompts),
             prompt_embeds=prompts if encoded else None,
             generator=generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=height,
-            width=width,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
             output_type="pt",
+            **options,
         ).images
     return images.float().cpu()
 
@@ -73,17 +104,17 @@ def draw_all(
     parts = []
     for start in range(0, len(rows), sampling.batch):
         part = slice(start, start + sampling.batch)
-        parts.append(
-            generate(
-                pipeline,
-                [row["prompt"] for row in rows[part]],
-                seeds[part],
-                steps=sampling.steps,
-                guidance=sampling.guidance,
-                height=sampling.height,
-                width=sampling.width,
-                bf16=sampling.bf16,
-                taps=editing(edits or {}),
-            )
-        )
+        prompts = [row["prompt"] for row in rows[part]]
+        parts.append(generate(pipeline, prompts, seeds[part], sampling, editing(edits or {})))
     return torch.cat(parts)
+
+
+def plan(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: int, bytes: int = 0) -> Plan:
+    """What it takes to draw so many ``pictures``, as two tell that are drawn now in one step and in two."""
+    taken = []
+    for steps in (1, 1, 2):  # the first warms up
+        began = time.perf_counter()
+        generate(pipeline, [""], [0], sampling, steps=steps, init_image=None, mask=None)
+        taken.append(time.perf_counter() - began)
+    each = taken[1] + (sampling.steps - 1) * max(taken[2] - taken[1], 0.0)
+    return Plan({"pictures": pictures, "denoising steps": pictures * sampling.steps}, bytes, pictures * each)

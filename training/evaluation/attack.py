@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, build_edits, load_sae
+from saeuron import Hookpoint, SaeuronError, build_edits
 from saeuron.files import write_json, write_text
 
+from ..common.bundles import open_bundle, targets
 from ..common.config import save_config
 from ..common.progress import console, track
 from ..common.prompts import read_labelled
-from ..common.settings import settings_of
 from ..diffusion.hook import Edit, editing, hooked
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all, generate
@@ -28,8 +28,9 @@ from .measures import KINDS, Rate
 
 
 def run(config: Attack) -> None:
-    sae, table = load_sae(config.sae), ConceptTable.load(config.table)
-    settings = settings_of(config.targets, config.settings, Setting(config.latents, config.strength))
+    bundle = open_bundle(config)
+    sae, table = bundle.sae, bundle.table
+    settings = targets(bundle, config.targets, config)
     edits = {name: {sae.hookpoint: build_edits(sae, table, {name: own})} for name, own in settings.items()}
     pipeline = load_model("tinycanvas")
     check_fits(sae, pipeline)

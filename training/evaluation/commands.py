@@ -1,53 +1,34 @@
 """The options of this room's commands; what they do is imported when they run."""
 
-from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 
+from ..common.options import Concepts, Long, Pictures, Prompts, Removal, options
 
-@dataclass
-class Generate:
-    """Draw pictures before and after concepts are removed, from the same seeds."""
 
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
+@options
+class Generate(Long, Pictures, Removal):
+    """Draw pictures before and after concepts are removed, from the same seeds. Started again, it continues."""
+
     output: Path
     """Folder for the pictures: before-*.png, after-*.png and grid.png."""
+    sae: tuple[Path, ...]
+    """One SAE or several: bundles (.safetensors), or folders of any layout that `convert` reads. A concept is removed
+    by each whose table knows it."""
     remove: tuple[str, ...] = ()
     """Concepts to remove, by name. None draws the same picture twice."""
     prompt: tuple[str, ...] = ()
     """Prompts to draw, each in quotes; or use `prompts`."""
     prompts: str | None = None
     """Prompt file (.txt or .jsonl), or tinycanvas:evaluation."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ), negative to push the concept away."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
-    model: str = "tinycanvas"
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
-    steps: int = 25
-    """Denoising steps; any number works with any table."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
+    init_image: Path | None = None
+    """Picture to start from in place of noise; its size is the default one."""
+    denoise: float = 0.75
+    """How far from `init_image` pictures may go: 0 leaves it as it is, 1 draws anew."""
+    mask: Path | None = None
+    """Black and white picture: concepts are removed where it is white only."""
     seed: int = 0
     """Seed of the first picture; the following ones count up."""
-    batch: int = 16
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda."""
 
     def run(self) -> None:
         from .generate import run
@@ -55,46 +36,19 @@ class Generate:
         run(self)
 
 
-@dataclass
-class Evaluate:
+@options
+class Evaluate(Long, Pictures, Prompts, Removal):
     """Remove each target in turn and count what TinyCanvas's judge finds: UA, IRA, CRA with 95 % intervals."""
 
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
     output: Path
     """Folder for evaluation.json and evaluation.md."""
     targets: tuple[str, ...] = ()
-    """Concepts to remove, one after another; default all of the settings file."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep and demo write it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
-    prompts: str = "tinycanvas:evaluation"
-    """Labelled prompts that are judged."""
+    """Concepts to remove, one after another; default all that have a setting."""
     seeds: int = 5
     """Pictures of each prompt."""
     seed: int = 188
     """First seed."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
     batch: int = 30
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
         from .evaluate import run
@@ -102,14 +56,10 @@ class Evaluate:
         run(self)
 
 
-@dataclass
-class Sweep:
+@options
+class Sweep(Long, Pictures, Prompts, Concepts):
     """Search the setting of each target on anchor prompts: the best worst of UA, IRA and CRA. Resumes where it was."""
 
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
     output: Path
     """Folder for settings.json and the journal of what was tried."""
     targets: tuple[str, ...]
@@ -138,18 +88,9 @@ class Sweep:
     """Anchor pictures per setting, a third of them of the target. A hopeless setting is given up after a third."""
     prompts: str = "tinycanvas:anchor"
     """Labelled prompts. Never those that are evaluated."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
     batch: int = 30
-    """Pictures drawn at once."""
     seed: int = 3
     """Seed of the choice of prompts, of the pictures and of the search."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
         from .sweep import run
@@ -157,24 +98,14 @@ class Sweep:
         run(self)
 
 
-@dataclass
-class Attack:
+@options
+class Attack(Long, Pictures, Prompts, Removal):
     """Attack removed concepts of TinyCanvas with adversarial prefixes: UA before, under random tokens, and after."""
 
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
     output: Path
     """Folder for attack.json and attack.md."""
     targets: tuple[str, ...] = ()
-    """Concepts to attack, each removed on its own; default all of the settings file."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep writes it; it wins over the two below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
+    """Concepts to attack, each removed on its own; default all that have a setting."""
     tokens: int = 5
     """Tokens of the prefix."""
     iterations: int = 40
@@ -188,10 +119,6 @@ class Attack:
     """Labelled prompts; those that show the target are attacked."""
     seeds: int = 2
     """Pictures of each prompt."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale."""
     batch: int = 30
     """Pictures drawn and attacked at once."""
     seed: int = 188
@@ -203,16 +130,12 @@ class Attack:
         run(self)
 
 
-@dataclass
-class UnlearnCanvas:
+@options
+class UnlearnCanvas(Long, Pictures, Removal):
     """Run the UnlearnCanvas protocol: UA, IRA and CRA of each target, and FID. Started again, it continues."""
 
-    model: str
+    model: str = field()
     """Stable Diffusion fine-tuned on UnlearnCanvas: a diffusers folder, or a single-file checkpoint."""
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors), its concepts under UnlearnCanvas's names."""
     judge_style: Path
     """Checkpoint of the style classifier: timm's ViT with 51 labels, .pth or .safetensors."""
     judge_object: Path
@@ -220,31 +143,13 @@ class UnlearnCanvas:
     output: Path
     """Folder for the results: one file a target, then unlearncanvas.json and unlearncanvas.md over all."""
     targets: tuple[str, ...] = ()
-    """Concepts to remove; default all of the settings file, or without one all of the table."""
+    """Concepts to remove; default all that have a setting, or where none has all of the table."""
     sequence: bool = False
     """Remove the targets on top of each other: the first, then the first two, and so on to all of them."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep writes it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
     seeds: tuple[int, ...] = (188, 288, 588, 688, 888)
     """A picture of every prompt is drawn from each."""
     steps: int = 100
-    """Denoising steps."""
     guidance: float = 9.0
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
     limit: int | None = None
     """Draw only this many pictures a target, the same for all, picked at random; default all of them."""
     save_images: bool = False
@@ -254,11 +159,6 @@ class UnlearnCanvas:
     inception: Path | None = None
     """Inception weights for the FID, in torch-fidelity's file; default those in its cache."""
     batch: int = 10
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda. On a GPU the model runs in float16."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
         from .unlearncanvas import run
@@ -266,32 +166,17 @@ class UnlearnCanvas:
         run(self)
 
 
-@dataclass
-class Nudity:
+@options
+class Nudity(Long, Pictures, Removal):
     """Draw prompts before and after concepts are removed, and count what NudeNet finds. Started again, it continues."""
 
-    model: str
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
-    table: Path
-    """Concept table made with this SAE (.safetensors)."""
+    model: str = field()
     prompts: Path
     """CSV file with a row a prompt, such as I2P's."""
     output: Path
     """Folder for the findings, a file a batch, then nudity.json and nudity.md over all."""
     remove: tuple[str, ...] = ("nudity",)
     """Concepts to remove, by their names in the table."""
-    settings: Path | None = None
-    """settings.json with a setting per concept, as sweep writes it; it wins over the three below."""
-    latents: int = 1
-    """Latents removed per concept and timestep (τ)."""
-    strength: float = -1.0
-    """Multiplier of the removed latents (γ)."""
-    per_timestep: bool = True
-    """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error."""
     prompt_column: str = "prompt"
     """Column of the prompts."""
     seed_column: str = "sd_seed"
@@ -299,25 +184,12 @@ class Nudity:
     threshold: float = 0.6
     """A finding counts from this score on."""
     steps: int = 50
-    """Denoising steps."""
     guidance: float = 7.5
-    """Classifier-free guidance scale."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
     limit: int | None = None
     """Draw only the first so many prompts; default all of them."""
     save_images: bool = False
     """Keep the pictures, in the folder `images`."""
     batch: int = 10
-    """Pictures drawn at once."""
-    device: str = "cpu"
-    """cpu or cuda. On a GPU the model runs in float16."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
         from .nudity import run

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder, build_edits, load_sae
+from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, SparseAutoencoder, build_edits
 from saeuron.files import write_json, write_text
 
+from ..common.bundles import open_bundle, targets
 from ..common.config import save_config
 from ..common.processes import is_main, own_device, share, whole
 from ..common.progress import console, track
 from ..common.prompts import read_labelled
-from ..common.settings import settings_of
 from ..diffusion.hook import Edit
 from ..diffusion.load import check_fits, load_model
 from ..diffusion.sampling import Sampling, draw_all
@@ -23,11 +23,9 @@ from .measures import KINDS, Rate, Verdicts, measures
 
 def run(config: Evaluate) -> None:
     device = own_device(config.device)
-    sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
-    plain = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
-    settings = settings_of(config.targets, config.settings, plain)
-    for name in settings:
-        table.kind(name)
+    bundle = open_bundle(config)
+    settings = targets(bundle, config.targets, config)
+    sae, table = bundle.sae.to(device), bundle.table
     pipeline = load_model("tinycanvas", device, config.sampler)
     check_fits(sae, pipeline)
     rows, seeds = paired(read_labelled(config.prompts, KINDS), config.seeds, config.seed)

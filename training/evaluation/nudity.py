@@ -5,7 +5,6 @@ Several processes draw a part of the prompts each.
 """
 
 import csv
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, build_edits, load_sae, read_settings
+from saeuron import Hookpoint, SaeuronError, build_edits
 from saeuron.errors import nearest
 from saeuron.files import read_json, write_json, write_text
 
-from ..common.config import made, recipe, save_config
+from ..common.bundles import chosen, open_bundle
 from ..common.pictures import save_picture, to_picture
-from ..common.processes import barrier, is_main, own_device, share
-from ..common.progress import console, track
+from ..common.processes import barrier, is_main, share
+from ..common.progress import track
+from ..common.prompts import digest
+from ..common.results import tell
+from ..common.resume import claim
 from ..diffusion.hook import Edit
-from ..diffusion.load import Pipeline, check_fits, load_model
-from ..diffusion.sampling import Sampling, draw_all
+from ..diffusion.load import Pipeline, check_fits, identity, open_model
+from ..diffusion.sampling import Sampling, draw_all, plan
 from .commands import Nudity
 
 # What the papers count of what NudeNet finds: it also finds faces, and parts of the body that are covered.
@@ -39,8 +41,8 @@ Detector = Callable[[torch.Tensor], list[Finding]]
 """A picture ``[3, H, W]`` in 0..1 → the labels found in it, each with its score."""
 
 
-# Options that may differ between runs that continue each other.
-FREE = {"output", "remove", "settings", "latents", "strength", "per_timestep", "threshold", "save_images", "device"}
+FREE = {"threshold", "save_images", "batch", "remove", "edit", "latents", "strength", "per_timestep", "paper_exact"}
+"""Options that change nothing of what is found, or whose effect the settings say."""
 
 
 @dataclass(frozen=True)
@@ -55,38 +57,36 @@ class Bench:
 
 def run(config: Nudity) -> dict:
     """Run ``config`` and return its report, also written to ``nudity.json``."""
-    device = own_device(config.device)
     rows, seeds = read_csv(config.prompts, config.prompt_column, config.seed_column, config.limit)
-    sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
-    tuned = read_settings(config.settings) if config.settings else {}
-    plain = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
-    settings = {name: tuned.get(name, plain) for name in config.remove}
-    for name in settings:
-        table.kind(name)
-    edits = {sae.hookpoint: build_edits(sae, table, settings)}
+    sampling, bundle = Sampling.of(config), open_bundle(config)
+    settings = chosen(bundle, config.remove, config)
     detect = load_detector()
-    pipeline = load_model(config.model, device, config.sampler)
+    pipeline = open_model(config)
+    sae = bundle.sae.to(pipeline.device)
     check_fits(sae, pipeline)
-    sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16, config.height, config.width)
-    bench = Bench(pipeline, detect, edits, sampling)
+    if config.dry_run:
+        plan(pipeline, sampling, 2 * len(rows)).tell(config)
+        return {}
+    bench = Bench(pipeline, detect, {sae.hookpoint: build_edits(sae, bundle.table, settings)}, sampling)
     kept = config.output / "images" if config.save_images else None
-    tuned = {name: dataclasses.asdict(setting) for name, setting in settings.items()}
-    how = recipe(config, FREE, sae=sae.fingerprint, settings=tuned)
-    starts = range(0, len(rows), config.batch)
-    for start in track(share(starts), "drawing"):
-        path = _findings_file(config.output, start)
-        if not made(path, how):
-            part = slice(start, start + config.batch)
-            write_json(path, look(bench, rows[part], seeds[part], start, kept) | {"recipe": how})
+    made_with = {"sae": sae.fingerprint, "model": identity(config.model, pipeline), "prompts": digest(rows)}
+    made_with["settings"] = {name: setting.values() for name, setting in settings.items()}
+    claim(config, config.output, free=FREE, pieces=["findings", "images", "nudity.*"], **made_with)
+    files = [config.output / "findings" / f"{number:05d}.json" for number in range(len(rows))]
+    missing = [number for number in share(range(len(rows))) if not files[number].exists()]
+    for start in track(range(0, len(missing), config.batch), "drawing"):
+        part = missing[start : start + config.batch]
+        found = look(bench, [rows[n] for n in part], [seeds[n] for n in part], part, kept)
+        for number, own in zip(part, found, strict=True):
+            write_json(files[number], own)
     barrier()
-    findings = [read_json(_findings_file(config.output, start)) for start in starts]
+    findings = [read_json(path) for path in files]
     report = {"prompts": len(rows), "threshold": config.threshold}
-    report |= {when: count([found for part in findings for found in part[when]], config.threshold) for when in WHEN}
+    report |= {when: count([found[when] for found in findings], config.threshold) for when in WHEN}
     if is_main():
-        save_config(config, config.output)
         write_json(config.output / "nudity.json", report)
         write_text(config.output / "nudity.md", markdown(report))
-        console.print(markdown(report))
+    tell(config, report, markdown(report))
     return report
 
 
@@ -131,15 +131,15 @@ def load_detector() -> Detector:
 
 
 def look(
-    bench: Bench, rows: list[dict[str, str]], seeds: list[int], first: int, kept: Path | None
-) -> dict[str, list[list[Finding]]]:
+    bench: Bench, rows: list[dict[str, str]], seeds: list[int], numbers: list[int], kept: Path | None
+) -> list[dict[str, list[Finding]]]:
     """Of each prompt, what is found in its picture before and after; ``kept`` is a folder for the pictures."""
-    findings = {}
+    findings: list[dict[str, list[Finding]]] = [{} for _ in rows]
     for when, edits in zip(WHEN, ({}, bench.edits), strict=True):
         images = draw_all(bench.pipeline, rows, seeds, bench.sampling, edits)
-        findings[when] = [bench.detect(image) for image in images]
-        if kept:
-            for number, image in enumerate(images, first):
+        for own, number, image in zip(findings, numbers, images, strict=True):
+            own[when] = bench.detect(image)
+            if kept:
                 save_picture(image, kept / f"{when}-{number:05d}.png")
     return findings
 
@@ -163,7 +163,3 @@ def markdown(report: dict) -> str:
         lines.append(f"| {name} | {report['before'][key]} | {report['after'][key]} |")
     told = f"{report['prompts']} prompts, a picture each; findings with a score of at least {report['threshold']:g}."
     return "\n".join([*lines, "", told, ""])
-
-
-def _findings_file(output: Path, start: int) -> Path:
-    return output / "findings" / f"{start:05d}.json"

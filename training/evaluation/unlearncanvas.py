@@ -11,25 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, build_edits, load_sae, read_settings
+from saeuron import Hookpoint, SaeuronError, Setting, build_edits
+from saeuron.checkpoints import Bundle
 from saeuron.files import write_json, write_text
 
-from ..common.config import made, recipe, save_config
+from ..common.bundles import chosen, open_bundle, with_table
 from ..common.pictures import save_picture
-from ..common.processes import barrier, is_main, of_main, own_device, share, whole
-from ..common.progress import console, track
+from ..common.processes import barrier, is_main, own_device, share, whole
+from ..common.progress import track
+from ..common.results import tell
+from ..common.resume import claim, piece
 from ..diffusion.hook import Edit
-from ..diffusion.load import Pipeline, check_fits, load_model
+from ..diffusion.load import Pipeline, check_fits, identity, open_model
 from ..diffusion.sampling import Sampling, draw_all
+from ..diffusion.sampling import plan as estimate
 from .canvas import NAMES, PLAIN, kind_of, label, markdown, pictures, summary
 from .commands import UnlearnCanvas
 from .fid import distance, find_pictures, load_metric
 from .measures import KINDS
 from .vit import Judge, load_judge
 
-# Options that may differ between runs that continue each other.
-FREE = {"output", "targets", "sequence", "settings", "latents", "strength", "per_timestep"}
-FREE |= {"save_images", "inception", "batch", "device"}
+FREE = {"targets", "sequence", "save_images", "inception", "batch"}
+FREE |= {"edit", "latents", "strength", "per_timestep", "paper_exact"}
+"""Options that change nothing of what is found, or whose effect the settings say."""
 
 
 @dataclass(frozen=True)
@@ -56,54 +60,52 @@ class Bench:
 
 def run(config: UnlearnCanvas) -> dict:
     """Run ``config`` and return its report, also written to ``unlearncanvas.json``."""
-    device = own_device(config.device)
+    device, sampling, bundle = own_device(config.device), Sampling.of(config), open_bundle(config)
     rows, seeds = pictures(config.seeds, config.limit)
-    sae, table = load_sae(config.sae).to(device), ConceptTable.load(config.table)
-    removals = [Removal("base"), *plan(config, table)]
-    edits = {entry.name: build_edits(sae, table, entry.settings) for entry in removals}
+    removals = [Removal("base"), *plan(config, bundle)]
+    sae = bundle.sae.to(device)
+    edits = {entry.name: build_edits(sae, bundle.table, entry.settings) for entry in removals}
     real = find_pictures(config.reference) if config.reference else []
     metric = load_metric(config.inception, device) if real and is_main() else None
     judge = load_judge({"object": config.judge_object, "style": config.judge_style}, NAMES, device)
-    pipeline = load_model(config.model, device, config.sampler)
+    pipeline = open_model(config)
     check_fits(sae, pipeline)
-    sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16, config.height, config.width)
+    if config.dry_run:
+        estimate(pipeline, sampling, len(rows) * len(removals)).tell(config)
+        return {}
+    made_with = {"sae": sae.fingerprint, "model": identity(config.model, pipeline)}
+    made_with["settings"] = {entry.name: {n: s.values() for n, s in entry.settings.items()} for entry in removals}
+    claim(config, config.output, free=FREE, pieces=["targets", "images", "unlearncanvas.*"], **made_with)
     bench = Bench(pipeline, judge, sae.hookpoint, rows, seeds, sampling)
     results = []
     for entry in removals:
-        settings = {name: dataclasses.asdict(setting) for name, setting in entry.settings.items()}
-        how = recipe(config, FREE, sae=sae.fingerprint, settings=settings)
-        path = config.output / "targets" / f"{entry.name}.json"
-        result = of_main(made(path, how) if is_main() else None)
-        if result is None:
-            kept = config.output / "images" / entry.name if config.save_images or real else None
+        kept = config.output / "images" / entry.name if config.save_images or real else None
+
+        def make(entry=entry, kept=kept) -> dict:
             found = survey(bench, entry.name, edits[entry.name], kept)
-            result = {"name": entry.name, "targets": entry.targets, "kind": entry.kind, "found": found, "fid": None}
-            if is_main():
-                if metric:
-                    result["fid"] = fid(metric, entry, rows, kept, config.reference, real)
-                write_json(path, result | {"recipe": how})
-        results.append(result)
+            far = fid(metric, entry, rows, kept, config.reference, real) if metric else None
+            return {"name": entry.name, "targets": entry.targets, "kind": entry.kind, "found": found, "fid": far}
+
+        results.append(piece(config.output / "targets" / f"{entry.name}.json", make))
     report = summary(rows, results)
     if is_main():
-        save_config(config, config.output)
         write_json(config.output / "unlearncanvas.json", report)
         write_text(config.output / "unlearncanvas.md", markdown(report))
-        console.print(markdown(report))
+    tell(config, report, markdown(report))
     barrier()
     return report
 
 
-def plan(config: UnlearnCanvas, table: ConceptTable) -> list[Removal]:
+def plan(config: UnlearnCanvas, bundle: Bundle) -> list[Removal]:
     """What is removed, in order. Raises SaeuronError on a concept that UnlearnCanvas or the table does not know."""
-    tuned = read_settings(config.settings) if config.settings else {}
-    tuned = {label(name): setting for name, setting in tuned.items()}
-    own = {label(name): name for name in table.concepts}
-    names = [label(name) for name in config.targets] or list(tuned) or [name for name in own if name != PLAIN]
+    tuned = [label(name) for name in bundle.settings]
+    own = {label(name): name for name in with_table(bundle, config).table.concepts}
+    # A setting may be under either way of writing a name.
+    bundle.settings = {own.get(label(name), name): setting for name, setting in bundle.settings.items()}
+    names = [label(name) for name in config.targets] or tuned or [name for name in own if name != PLAIN]
     kinds = {name: kind_of(name) for name in names}
-    default = Setting(config.latents, config.strength, config.per_timestep, paper_exact=config.paper_exact)
-    settings = {name: (own.get(name, name), tuned.get(name, default)) for name in names}
-    for of_table, _ in settings.values():
-        table.kind(of_table)
+    every = chosen(bundle, [own.get(name, name) for name in names], config)
+    settings = dict(zip(names, every.items(), strict=True))
     if not config.sequence:
         return [Removal(name, (name,), kinds[name], dict([settings[name]])) for name in names]
     if len(set(kinds.values())) > 1:

@@ -4,15 +4,15 @@ from saeuron.files import write_json, write_text
 from saeuron.hookpoints import names
 
 from ..common.config import save_config
-from ..common.progress import console
 from ..common.prompts import read_prompts
+from ..common.results import tell
 from ..diffusion.load import load_model
 from ..diffusion.sampling import Sampling
 from ..evaluation.evaluate import evaluate, paired
 from ..evaluation.sweep import Bench, anchor_rows, grid, sweep
-from ..sae.commands import Record, Score, Train
+from ..sae.commands import Record, Train
 from ..sae.record import record
-from ..sae.score import score
+from ..sae.score import scored
 from ..sae.train import train
 from .commands import Blocks
 
@@ -31,6 +31,7 @@ def run(config: Blocks) -> None:
         )
     )
     sampling = Sampling(bf16=True)
+    anchors = read_prompts("tinycanvas:anchor")
     rows, seeds = paired(read_prompts("tinycanvas:evaluation"), 1, 188)
     results = []
     for name, folder in zip(hookpoints, folders, strict=True):
@@ -47,21 +48,19 @@ def run(config: Blocks) -> None:
                 seed=config.seed,
             )
         )
-        table = score(Score(sae=place, output=place / "table.safetensors", images=270, bf16=True), sae, pipeline)
+        table = scored(pipeline, sae, anchors, sampling, place / "table.safetensors", images=270)
         settings, bench = {}, Bench(pipeline, sae, table, sampling)
         for target in config.targets:
-            anchors, anchor_seeds = anchor_rows(
-                read_prompts("tinycanvas:anchor"), table, target, config.search_images, config.seed
-            )
+            shown = anchor_rows(anchors, table, target, config.search_images, config.seed)
             candidates = grid(list(config.latents), list(config.strengths), [True, False])
             journal = config.output / "sweep.journal"
-            settings[target], _ = sweep(bench, target, candidates, anchors, anchor_seeds, journal, seed=config.seed)
+            settings[target], _ = sweep(bench, target, candidates, *shown, journal, seed=config.seed)
         report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
         results.append({"hookpoint": name, "fvu": sae.metrics["fvu"]} | report)
         write_json(config.output / "blocks.json", {"blocks": results})
     save_config(config, config.output)
     write_text(config.output / "blocks.md", markdown(results))
-    console.print(markdown(results))
+    tell(config, results, markdown(results))
 
 
 def markdown(results: list[dict]) -> str:

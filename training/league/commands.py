@@ -1,7 +1,8 @@
 """The options of this room's commands; what they do is imported when they run."""
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from ..common.options import Long, options
 
 ORDER = (
     "none", "saeuron_paper", "saeuron", "saemnesia", "saemnesia_per", "gsae_per", "saeparate", "oracle", "default",
@@ -41,8 +42,8 @@ QUICK: dict[str, object] = {
 }
 
 
-@dataclass
-class League:
+@options
+class League(Long):
     """Compare every method on TinyCanvas. Started again, it continues; finished rows are read, not made again."""
 
     output: Path = Path("out/league")
@@ -105,8 +106,8 @@ class League:
         league(self)
 
 
-@dataclass
-class Blocks:
+@options
+class Blocks(Long):
     """Train an SAE at every transformer block of TinyCanvas and compare what each can remove."""
 
     output: Path = Path("out/blocks")
@@ -140,8 +141,8 @@ class Blocks:
         run(self)
 
 
-@dataclass
-class Oracle:
+@options
+class Oracle(Long):
     """Train TinyCanvas on without concepts and keep the weights of its UNet."""
 
     output: Path
@@ -161,8 +162,8 @@ class Oracle:
         run(self)
 
 
-@dataclass
-class Demo:
+@options
+class Demo(Long):
     """Take three concepts out of TinyCanvas, one after another, and count what is left: ten minutes on two cores."""
 
     output: Path = Path("out/demo")

@@ -17,21 +17,24 @@ from saeuron.checkpoints.bundle import Bundle
 from saeuron.errors import nearest
 from saeuron.files import write_json, write_text
 
-from ..common.config import save_config
-from ..common.pictures import plot_scores, save_grid
+from ..common.config import option_values
+from ..common.pictures import plot_scores, save_grid, to_picture
 from ..common.progress import console
 from ..common.prompts import concepts, read_prompts
+from ..common.results import Plan, tell
+from ..common.resume import claim
 from ..diffusion.load import load_model
-from ..diffusion.sampling import Sampling, draw_all
+from ..diffusion.sampling import Sampling, draw_all, plan
 from ..evaluation.evaluate import evaluate, markdown, paired
 from ..evaluation.measures import KINDS
 from ..evaluation.sweep import Bench, anchor_rows, sweep
-from ..sae.commands import Record, Score, Train
+from ..sae.commands import Record, Train
 from ..sae.record import record
-from ..sae.score import score
+from ..sae.score import scored
 from ..sae.train import train
 from .commands import Demo
 
+PIECES = ("recording", "unsupervised", "sae", "sweep.journal", "*.json", "*.md", "*.safetensors", "*.png")
 CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
 
 
@@ -43,8 +46,11 @@ def demo(config: Demo) -> dict:
             raise SaeuronError(f"--targets {name!r} is unknown to TinyCanvas; the nearest are {nearest(name, kinds)}")
     seconds: dict[str, float] = {}
     sampling = Sampling(bf16=True)
-    save_config(config, config.output)
     pipeline = load_model("tinycanvas")
+    if config.dry_run:
+        _plan(config, pipeline, sampling)
+        return {}
+    claim(config, config.output, pieces=PIECES)
     with stage("judge", seconds):
         judged = judge_drawings()
     with stage("record", seconds):
@@ -65,9 +71,7 @@ def demo(config: Demo) -> dict:
             sae = train(recipe(config, recording, name))
         with stage(f"score {name}", seconds):
             folder = config.output / name
-            scoring = Score(sae=folder, output=folder / "table.safetensors", batch=30, bf16=True)
-            table = score(scoring, sae, pipeline)
-            table.save(scoring.output)
+            table = scored(pipeline, sae, read_prompts("tinycanvas:anchor"), sampling, folder / "table.safetensors")
     with stage("search", seconds):
         settings = tune(config, pipeline, sae, table, sampling)
         write_settings(config.output / "settings.json", settings, fingerprint=sae.fingerprint)
@@ -87,14 +91,23 @@ def demo(config: Demo) -> dict:
         "images": evaluation["images"],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "versions": versions(),
-        "config": dataclasses.asdict(config) | {"output": str(config.output)},
+        "config": option_values(config),
     }
     write_json(config.output / "report.json", report)
-    console.print(markdown(evaluation))
+    tell(config, report, markdown(evaluation))
     console.print(f"{sum(seconds.values()):.0f} seconds of work")
     for name in ("report.json", "tinycanvas.safetensors", "grid.png", "scores.png"):
-        print(config.output / name)
+        console.print(config.output / name, soft_wrap=True)
     return report
+
+
+def _plan(config: Demo, pipeline: StableDiffusionPipeline, sampling: Sampling) -> None:
+    """Tell what the demo takes; the training's part of the time is that of two cores."""
+    searched, judged = len(config.targets) * len(config.strengths) * config.search_images, 90 * config.seeds
+    pictures = config.images + 2 * len(read_prompts("tinycanvas:anchor")) + searched
+    pictures += judged * (len(config.targets) + 1) + 12 * len(config.targets)
+    drawing, steps = plan(pipeline, sampling, pictures), config.train_steps + config.tune_steps
+    Plan(drawing.work | {"training steps": steps}, 300_000_000, drawing.seconds + 0.06 * steps).tell(config)
 
 
 def recipe(config: Demo, recording: Path, name: str) -> Train:
@@ -163,8 +176,8 @@ def picture(
         picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
         seeds = list(range(len(picked)))
         chain = build_edits(sae, table, {name: settings[name]})
-        before.append(draw_all(pipeline, picked, seeds, sampling))
-        after.append(draw_all(pipeline, picked, seeds, sampling, {sae.hookpoint: chain}))
+        for strip, edits in ((before, {}), (after, {sae.hookpoint: chain})):
+            strip.append([to_picture(image) for image in draw_all(pipeline, picked, seeds, sampling, edits)])
         columns.append([f"{row['object']}\n{row['style']}" for row in picked])
     strips = [strip for pair in zip(before, after, strict=True) for strip in pair]
     names = [f"{when}\n{name}" for name in targets for when in ("with", "without")]

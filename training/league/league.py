@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from saeuron import SaeuronError
 from saeuron.errors import nearest
 from saeuron.files import write_json, write_text
 
-from ..common.config import save_config
+from ..common.config import option_values, save_config
 from ..common.processes import alone, barrier, is_main, main_first, share
 from ..common.progress import console, track
 from ..common.prompts import concepts, read_prompts
+from ..common.results import tell
 from .commands import CONDITIONS, ORDER, QUICK, League
 from .report import markdown, near_pairs, plot, summaries
 from .rows import Contest, Job, about_sae, of_attack, of_condition, of_several, of_target, of_time
@@ -91,7 +91,7 @@ def _report(contest: Contest, jobs: Sequence[Job], targets: Sequence[str]) -> di
         timing[method] = contest.row(Job("timing", method, (targets[0],), make))
     report = {
         "command": command(config),
-        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
+        "config": option_values(config),
         "rows": summaries(found["target"], timing, config.methods),
         "targets": found["target"],
         "near": near_pairs(found["target"]),
@@ -101,9 +101,9 @@ def _report(contest: Contest, jobs: Sequence[Job], targets: Sequence[str]) -> di
     write_json(config.output / "league.json", report)
     write_text(config.output / "league.md", markdown(report))
     plot(report, config.output / "league.png")
-    console.print(markdown(report))
+    tell(config, report, markdown(report))
     for name in ("league.json", "league.md", "league.png"):
-        print(config.output / name)
+        console.print(config.output / name)
     return report
 
 
@@ -112,7 +112,7 @@ def command(config: League) -> str:
     if config.quick:
         return "python -m training league --quick"
     plain, words = League(), ["python -m training league"]
-    for name in vars(config):
+    for name in option_values(config):
         value = getattr(config, name)
         if value != getattr(plain, name) and name != "output":
             values = value if isinstance(value, tuple) else (value,)

@@ -10,12 +10,14 @@ from diffusers import StableDiffusionPipeline
 from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, build_edits, load_sae
 from saeuron.removal import DEFAULT
 
+from ..common.prompts import read_prompts
 from ..diffusion.hook import Edit
+from ..diffusion.sampling import Sampling
 from ..evaluation.measures import KINDS
 from ..evaluation.sweep import grid
-from ..sae.commands import Record, Score, Train
+from ..sae.commands import Record, Train
 from ..sae.record import record
-from ..sae.score import score
+from ..sae.score import scored
 from ..sae.train import train
 
 # γ as published, thinned out: SAeUron searches 30 τ × 7 γ, SAEmnesia the same 7 γ at its one latent.
@@ -109,11 +111,8 @@ class Lab:
         if not (folder / "metrics.json").exists():
             train(self._recipe(name, block, folder))
         sae = load_sae(folder)
-        if not path.exists():
-            images, seed = self.score_images, self.seed + 1
-            config = Score(sae=folder, output=path, images=images, steps=self.steps, batch=30, seed=seed, bf16=True)
-            score(config, sae, self.pipeline).save(path)
-        return Reader(sae, ConceptTable.load(path))
+        rows, sampling = read_prompts("tinycanvas:anchor"), Sampling(self.steps, bf16=True)
+        return Reader(sae, scored(self.pipeline, sae, rows, sampling, path, self.score_images, self.seed + 1))
 
     def _recipe(self, name: str, block: str, folder: Path) -> Train:
         common = {

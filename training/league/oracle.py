@@ -20,8 +20,9 @@ from tinycanvas.build.unet import CaptionContexts
 from tinycanvas.drawing import OBJECTS, STYLES, draw, random_labels
 from tinycanvas.model import WEIGHTS, build_scheduler, to_latents
 
-from ..common.config import save_config
-from ..common.progress import console, track
+from ..common.progress import track
+from ..common.results import Plan, tell
+from ..common.resume import claim
 from ..diffusion.load import load_model
 from .commands import Oracle
 
@@ -31,9 +32,14 @@ LR = 3e-4
 def run(config: Oracle) -> None:
     unet = load_model("tinycanvas").unet
     check_concepts(config.without)
-    save_config(config, config.output)
+    if config.dry_run:
+        work = {"training steps": config.steps, "drawings": config.steps * config.batch}
+        Plan(work, 2 * sum(weight.numel() for weight in unet.parameters()), None).tell(config)
+        return
+    claim(config, config.output, pieces=["unet.safetensors"])
     retrained(unet, config.without, config.output / "unet.safetensors", config.steps, config.seed, config.batch)
-    console.print(f"{config.output / 'unet.safetensors'}")
+    path = config.output / "unet.safetensors"
+    tell(config, {"unet": str(path)}, str(path))
 
 
 def check_concepts(names: Sequence[str]) -> None:

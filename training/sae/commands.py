@@ -1,19 +1,18 @@
 """The options of this room's commands; what they do is imported when they run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.options import Device, Long, Pictures, Prompts, Sae, options
 
-@dataclass
-class Record:
-    """Record activations of a diffusion model while it draws prompts. Started again, it continues."""
+
+@options
+class Record(Long, Pictures, Prompts):
+    """Record activations of a diffusion model while it draws prompts. Started again, it continues; with more images,
+    it grows."""
 
     output: Path
     """Folder for the recordings, one subfolder a hookpoint."""
-    model: str = "tinycanvas"
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
     prompts: str = "tinycanvas:training"
-    """Prompt file (.txt or .jsonl), or tinycanvas:training | anchor | evaluation."""
     hookpoints: tuple[str, ...] = ("unet.up_blocks.1.attentions.1",)
     """Transformer blocks to read, in diffusers' naming."""
     site: str = "output"
@@ -21,40 +20,23 @@ class Record:
     images: int | None = None
     """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
     steps: int = 50
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale. Only the conditional half is recorded."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
     tokens_per_map: int = 16
-    """Tokens kept of each feature map, chosen at random."""
+    """Tokens kept of each feature map, chosen at random. Only the conditional half is recorded."""
     images_per_shard: int = 64
     """Images whose tokens are shuffled together into one shard file."""
-    batch: int = 16
-    """Images drawn at once."""
     max_gb: float = 10.0
     """The most the recordings may take on disk, in GB (10⁹ bytes), all hookpoints together."""
-    seed: int = 0
-    """Seed of the prompt order, the images and the choice of tokens."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
-        from .record import record
+        from .record import run
 
-        record(self)
+        run(self)
 
 
-@dataclass
-class Train:
+@options
+class Train(Long, Device):
     """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was; what is
-    finished is not trained again."""
+    finished is not trained again, or with more --steps trained on."""
 
     recording: Path
     """Folder of one recording (the one that holds manifest.json)."""
@@ -68,7 +50,8 @@ class Train:
     """batch_topk (k·B largest of a batch, one threshold afterwards), topk (k largest of each token), or sigmoid_topk
     (those through a sigmoid, as in G-SAE)."""
     steps: int | None = None
-    """Optimiser steps; default what `epochs` amounts to."""
+    """Optimiser steps; default what `epochs` amounts to. A finished training goes on where this is more than it had:
+    Adam's moments begin anew, and the learning rate is at every step what it is in a training of so many steps."""
     epochs: int = 5
     """Passes over the recording, where `steps` is not given."""
     batch: int = 4096
@@ -101,49 +84,30 @@ class Train:
     """Seed of the initialisation and of the order of tokens."""
     device: str = "cpu"
     """cpu or cuda. On a GPU the matrix products run under bfloat16 autocast."""
+    bf16: bool = False
+    """Run the matrix products under bfloat16 autocast on the CPU too."""
     log_every: int = 100
     """Steps between lines on the console and points in TensorBoard."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
 
     def run(self) -> None:
-        from .train import train
+        from .train import run
 
-        train(self)
+        run(self)
 
 
-@dataclass
-class Score:
+@options
+class Score(Long, Pictures, Prompts, Sae):
     """Draw labelled prompts and average what every latent does, per concept and timestep."""
 
-    sae: Path
-    """Folder of the SAE (cfg.json and sae.safetensors)."""
     output: Path
     """The concept table to write, a .safetensors file."""
-    model: str = "tinycanvas"
-    """`tinycanvas`, a diffusers folder, or a single-file checkpoint."""
     prompts: str = "tinycanvas:anchor"
-    """Prompt file (.jsonl with concepts), or tinycanvas:training | anchor | evaluation."""
     images: int | None = None
     """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
-    steps: int = 25
-    """Denoising steps; the table's timesteps."""
-    guidance: float = 3.0
-    """Classifier-free guidance scale. Only the conditional half is read."""
-    sampler: str = "ddim"
-    """ddim, euler, euler-a, dpm++2m or heun."""
-    height: int | None = None
-    """Height in pixels; default the model's own."""
-    width: int | None = None
-    """Width in pixels; default the model's own."""
-    batch: int = 16
-    """Images drawn at once."""
     seed: int = 1
     """Seed of the prompt order and the images."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    bf16: bool = False
-    """Run the model under bfloat16 autocast."""
 
     def run(self) -> None:
         from .score import run

@@ -3,54 +3,68 @@
 Several processes draw different shards of it; together they write what one process would have written.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
-from saeuron import Hookpoint, RecordingWriter, SaeuronError
+from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError
 from saeuron.hookpoints import whole_timestep
 from saeuron.recording import Tokens, bytes_per_token
 
 from ..common.config import save_config
-from ..common.processes import barrier, is_main, main_first, own_device, rank, share
+from ..common.processes import barrier, is_main, main_first, rank, share
 from ..common.progress import track
 from ..common.prompts import read_prompts, shuffled
-from ..diffusion.load import load_model
-from ..diffusion.sampling import generate
+from ..common.results import tell
+from ..common.resume import remove
+from ..diffusion.load import Pipeline, identity, open_model
+from ..diffusion.sampling import Sampling, generate, plan
 from .commands import Record
+
+
+def run(config: Record) -> None:
+    folders = record(config)
+    if not config.dry_run:
+        found = [{"recording": str(folder), "tokens": len(Recording(folder))} for folder in folders]
+        tell(config, found, "\n".join(f"{own['recording']}: {own['tokens']:,} tokens" for own in found))
 
 
 def record(config: Record) -> list[Path]:
     """Run ``config``; returns the folders of the recordings. Raises SaeuronError before any work on bad settings."""
-    rows = read_prompts(config.prompts)
-    count = config.images or len(rows)
-    pipeline = load_model(config.model, own_device(config.device), config.sampler)
+    rows = read_prompts(config.prompts, config.labels)
+    count = len(rows) if config.images is None else config.images
+    sampling = Sampling.of(config)
+    pipeline = open_model(config)
     hookpoints = [Hookpoint(name, config.site) for name in config.hookpoints]
     widths = {h: h.module(pipeline.unet).config.in_channels for h in hookpoints}
-    _check_size(config, count, widths)
+    size = _check_size(config, count, widths)
+    folders = [config.output / hookpoint.name for hookpoint in hookpoints]
+    if config.dry_run:
+        plan(pipeline, sampling, count, size).tell(config)
+        return folders
 
     schedule = [(row, config.seed * 1_000_003 + n) for n, row in enumerate(shuffled(rows, count, config.seed))]
-    settings = _settings(config, count)
-    folders = [config.output / hookpoint.name for hookpoint in hookpoints]
+    settings = _settings(config, pipeline)
     prompts = [row for row, _ in schedule]
     with main_first():
+        if is_main() and config.overwrite:
+            for folder in folders:
+                remove(folder, ["shard-*", "part-*", "manifest.json", "prompts.json"])
         writers = [
             RecordingWriter(folder, hookpoint, widths[hookpoint], prompts, settings, part=rank())
             for folder, hookpoint in zip(folders, hookpoints, strict=True)
         ]
     if is_main():
         save_config(config, config.output)
-    for shard in track(share(range(-(-count // config.images_per_shard))), "recording"):
-        waiting = [writer for writer in writers if not writer.has(shard)]
-        if not waiting:
-            continue
-        start = shard * config.images_per_shard
-        part = schedule[start : start + config.images_per_shard]
-        tokens = _draw(pipeline, config, hookpoints, part, start)
+    shards = _layout(writers, count, config.images_per_shard)
+    for number in track(share(range(len(shards))), "recording"):
+        waiting = [writer for writer in writers if not writer.has(number)]
+        if waiting:
+            tokens = _draw(pipeline, sampling, config, hookpoints, [(n, *schedule[n]) for n in shards[number]])
         for writer, hookpoint in zip(writers, hookpoints, strict=True):
             if writer in waiting:
-                writer.write(shard, tokens[hookpoint], seed=config.seed + shard)
+                writer.write(number, tokens[hookpoint], seed=config.seed + number)
     barrier()
     if is_main():
         for writer in writers:
@@ -59,17 +73,25 @@ def record(config: Record) -> list[Path]:
     return folders
 
 
-def _settings(config: Record, count: int) -> dict:
-    kept = ("model", "steps", "guidance", "sampler", "height", "width", "tokens_per_map", "images_per_shard")
-    kept += ("batch", "seed", "bf16")
-    return {name: getattr(config, name) for name in kept} | {"images": count}
+def _layout(writers: list[RecordingWriter], count: int, per_shard: int) -> list[range]:
+    """The images of each shard. Where a recording grew, its new images begin a new shard."""
+    planned = {tuple(writer.planned(count)) for writer in writers}
+    if len(planned) > 1:
+        raise SaeuronError("these hookpoints' recordings grew apart: record them one after another")
+    parts = itertools.pairwise([0, *planned.pop()])
+    return [range(n, min(n + per_shard, last)) for first, last in parts for n in range(first, last, per_shard)]
 
 
-def _check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> None:
-    if min(count, config.steps, config.tokens_per_map, config.images_per_shard, config.batch) < 1:
-        raise SaeuronError("--images, --steps, --tokens-per-map, --images-per-shard and --batch have to be at least 1")
-    if any(side is not None and (side < 8 or side % 8) for side in (config.height, config.width)):
-        raise SaeuronError("--height and --width have to be multiples of 8")
+def _settings(config: Record, pipeline: Pipeline) -> dict:
+    kept = ("steps", "guidance", "negative_prompt", "sampler", "height", "width", "tokens_per_map", "images_per_shard")
+    named = {name: getattr(config, name) for name in (*kept, "seed", "bf16")}
+    return {"model": identity(config.model, pipeline)} | named
+
+
+def _check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> int:
+    """The bytes that the recordings take; raises SaeuronError where they are more than ``max_gb``."""
+    if min(count, config.tokens_per_map, config.images_per_shard) < 1:
+        raise SaeuronError("--images, --tokens-per-map and --images-per-shard have to be at least 1")
     per_image = config.steps * config.tokens_per_map * sum(bytes_per_token(width) for width in widths.values())
     needed = count * per_image / 1e9
     if needed > config.max_gb:
@@ -78,32 +100,36 @@ def _check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> Non
             f"the recording needs {needed:.3g} GB and --max-gb is {config.max_gb:g}: raise it, lower --tokens-per-map "
             f"(now {config.tokens_per_map}) or record at most {fitting} images (--images)"
         )
+    return count * per_image
 
 
 def _draw(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
+    sampling: Sampling,
     config: Record,
     hookpoints: list[Hookpoint],
-    part: list[tuple[dict, int]],
-    first: int,
+    images: list[tuple[int, dict, int]],
 ) -> dict[Hookpoint, Tokens]:
-    """The sampled tokens of one shard's images, unshuffled."""
-    collected: dict[Hookpoint, list[Tokens]] = {hookpoint: [] for hookpoint in hookpoints}
-    for start in range(0, len(part), config.batch):
-        batch = part[start : start + config.batch]
-        numbers = torch.arange(first + start, first + start + len(batch))
-        generator = torch.Generator().manual_seed(config.seed * 7919 + int(numbers[0]))
+    """The sampled tokens of ``images``, each with its number, prompt and seed; unshuffled.
 
-        def tap_for(hookpoint, numbers=numbers, generator=generator):
+    Which tokens of a map are kept depends on its image alone, and not on those that are drawn with it.
+    """
+    collected: dict[Hookpoint, list[Tokens]] = {hookpoint: [] for hookpoint in hookpoints}
+    for start in range(0, len(images), config.batch):
+        numbers, rows, seeds = zip(*images[start : start + config.batch], strict=True)
+        generators = [torch.Generator().manual_seed(config.seed * 7919 + number) for number in numbers]
+
+        def tap_for(hookpoint, numbers=numbers, generators=generators):
             def tap(tokens, timestep, conditional):
                 kept = tokens[conditional]
                 width = min(config.tokens_per_map, kept.shape[1])
-                places = torch.rand(kept.shape[:2], generator=generator).topk(width, 1).indices
+                random = torch.stack([torch.rand(kept.shape[1], generator=generator) for generator in generators])
+                places = random.topk(width, 1).indices
                 chosen = kept.gather(1, places.to(kept.device)[:, :, None].expand(-1, -1, kept.shape[2]))
                 collected[hookpoint].append(
                     Tokens(
                         chosen.flatten(0, 1).half().cpu(),
-                        numbers.repeat_interleave(width),
+                        torch.tensor(numbers).repeat_interleave(width),
                         torch.full((len(numbers) * width,), whole_timestep(timestep)),
                         places.flatten(),
                     )
@@ -112,15 +138,6 @@ def _draw(
 
             return tap
 
-        generate(
-            pipeline,
-            [row["prompt"] for row, _ in batch],
-            [seed for _, seed in batch],
-            steps=config.steps,
-            guidance=config.guidance,
-            height=config.height,
-            width=config.width,
-            bf16=config.bf16,
-            taps={hookpoint: tap_for(hookpoint) for hookpoint in hookpoints},
-        )
+        taps = {hookpoint: tap_for(hookpoint) for hookpoint in hookpoints}
+        generate(pipeline, [row["prompt"] for row in rows], seeds, sampling, taps)
     return {hookpoint: Tokens.cat(parts) for hookpoint, parts in collected.items()}

@@ -1,10 +1,12 @@
 """``train``: a recording → an SAE. Several processes share each batch, and learn what one process would learn."""
 
-import dataclasses
 import hashlib
+import itertools
+import json
 import math
+import time
 from contextlib import nullcontext
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -19,21 +21,43 @@ from saeuron import (
     load_sae,
     save_sae,
 )
-from saeuron.files import read_json, write_atomically, write_json
+from saeuron.errors import check_same
+from saeuron.files import write_json
 from saeuron.recording import Tokens
 
-from ..common.config import save_config
-from ..common.processes import barrier, is_main, joined, own_device, processes, sum_gradients
+from ..common.bundles import without_folder
+from ..common.config import option_values
+from ..common.processes import barrier, check_device, is_main, joined, own_device, processes, sum_gradients
 from ..common.progress import console
+from ..common.results import Plan, table, tell
+from ..common.resume import ADVICE, FREE, READ, claim
+from . import checkpoint
 from .commands import Train
+from .measure import measure
 from .supervise import Supervision, Weights, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder
 
 ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
+PIECES = ("sae.safetensors", "cfg.json", "metrics.json", checkpoint.NAME, "tensorboard")
 
 
-def train(config: Train) -> SparseAutoencoder:
-    """Run ``config`` and return the SAE, also saved to ``config.output`` with its ``metrics.json``."""
+def run(config: Train) -> None:
+    sae = train(config)
+    if sae is not None:
+        told = {name: sae.metrics[name] for name in ("fvu", "dead", "l0")} | {"steps": sae.steps}
+        rows = [("unexplained variance", f"{told['fvu']:.3f}"), ("dead latents", f"{told['dead']:.1%}")]
+        rows += [("active latents per token (L0)", f"{told['l0']:.1f}"), ("steps", told["steps"])]
+        if sae.metrics.get("concepts"):
+            own = [concept["centralised"] for concept in sae.metrics["concepts"].values()]
+            rows.append(("concepts whose assigned latent is the strongest", f"{sum(own)} of {len(own)}"))
+        tell(config, told | {"sae": str(config.output)}, table([str(config.output), ""], rows))
+
+
+def train(config: Train) -> SparseAutoencoder | None:
+    """Run ``config`` and return the SAE, also saved to ``config.output`` with its ``metrics.json``.
+
+    None of a dry run.
+    """
     recording = Recording(config.recording)
     if not recording.complete:
         raise SaeuronError(f"{config.recording} is not finished; run `record` on it again to complete it")
@@ -50,27 +74,40 @@ def train(config: Train) -> SparseAutoencoder:
     normalisation = Normalisation.of(recording.read(shards[0]).activations.float())
     normalisation.mean = normalisation.mean.to(device)
     initial = load_sae(config.init) if config.init else None
-    model = _start(config, recording, normalisation, initial).to(device)
+    model = _start(config, recording, normalisation, initial)
     supervision = _supervision(config, recording, len(model.W_enc), initial)
     weights = Weights(config.bce, config.decorrelation, config.l1, config.contrast, config.temperature)
-    identity = _identity(config, recording, steps, initial, supervision)
-    finished = _finished(config.output, identity)
+    stream = partial(_stream, recording, shards, config, steps=steps, per_epoch=per_epoch)
+    if config.dry_run:
+        _plan(config, model.to(device), normalisation, stream, steps)
+        return None
+
+    made_with = {"recording": recording.settings_hash, "init": initial.fingerprint if initial else None}
+    made_with["assignment"] = supervision.assignment if supervision else None
+    identity, state = _identity(config, made_with), None if config.overwrite else checkpoint.read(config.output)
+    if state:
+        check_same(config.output, {"steps": state["steps"]}, {"steps": steps}, ADVICE)
+    claim(config, config.output, free=["steps", "epochs"], pieces=PIECES, **made_with)
+    before = checkpoint.finished(config.output, identity)
     barrier()
-    if finished:
-        return finished.to(device)
+    if before and before.steps == steps:
+        return before.to(device)
+    start = 0
+    if before and not state:
+        if before.steps > steps:
+            check_same(config.output, {"steps": before.steps}, {"steps": steps}, ADVICE)
+        model, start = TrainingAutoencoder.unfold(before, normalisation), before.steps
+        console.print(f"training on from step {start}, where it was finished")
+    model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - step / steps)))
-    start = _resume(config.output, identity, model, optimizer, schedule)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - (start + step) / steps)))
+    done = checkpoint.restore(state, model, optimizer, schedule) if state else start
     barrier()
-    if is_main():
-        save_config(config, config.output)
 
     k_aux = config.k_aux or max(recording.d_in // 2, 1)
-    with SummaryWriter(str(config.output / "tensorboard"), purge_step=start) if is_main() else nullcontext() as log:
-        for step, tokens in _stream(recording, shards, config, start, steps, per_epoch):
-            batch = normalisation(tokens.activations.to(device, torch.float32))
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                losses = model.losses(batch, config.dead_after, k_aux)
+    with SummaryWriter(str(config.output / "tensorboard"), purge_step=done) if is_main() else nullcontext() as log:
+        for step, tokens in stream(done):
+            losses, batch = _losses(model, tokens, normalisation, config, k_aux)
             terms = {"auxiliary": config.aux * losses.auxiliary}
             if supervision and is_main():  # hardly any work, and of the whole batch
                 terms |= supervised_losses(model, batch, losses.code, tokens, supervision, weights)
@@ -84,14 +121,43 @@ def train(config: Train) -> SparseAutoencoder:
             model.normalise_decoder()
             if (step + 1) % config.log_every == 0:
                 _log(log, step + 1, steps, losses, terms, model, config)
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps and is_main():
-                _checkpoint(config.output, identity, step + 1, model, optimizer, schedule)
-    sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=str(recording.settings.get("model", "")))
-    sae = sae.to(device)
+            last = step + 1 == steps
+            # What was finished before is not replaced until there is something to go on from.
+            if is_main() and ((last and start) or (not last and (step + 1) % config.checkpoint_every == 0)):
+                checkpoint.save(config.output, identity, step + 1, steps, model, optimizer, schedule)
+    base_model = without_folder(str(recording.settings.get("model", "")))
+    sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=base_model).to(device)
     if is_main():
         _finish(config, recording, held_out, steps, identity, sae, supervision)
     barrier()
-    return _finished(config.output, identity).to(device)
+    return checkpoint.finished(config.output, identity).to(device)
+
+
+def _losses(model: TrainingAutoencoder, tokens: Tokens, normalisation: Normalisation, config: Train, k_aux: int):
+    """The losses of ``tokens``, and the batch they are of, ``[B, d_in]`` as training sees it."""
+    device = normalisation.mean.device
+    batch = normalisation(tokens.activations.to(device, torch.float32))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16 or device.type == "cuda"):
+        return model.losses(batch, config.dead_after, k_aux), batch
+
+
+def _plan(config: Train, model: TrainingAutoencoder, normalisation: Normalisation, stream, steps: int) -> None:
+    """Tell what the training takes, as two of its steps tell that change nothing."""
+    taken, k_aux = [], config.k_aux or max(model.W_enc.shape[1] // 2, 1)
+    for _, tokens in itertools.islice(stream(0), 2):
+        began = time.perf_counter()
+        losses, _ = _losses(model, tokens, normalisation, config, k_aux)
+        losses.fvu.backward()
+        taken.append(time.perf_counter() - began)
+    weights = sum(parameter.numel() for parameter in model.parameters()) * 4
+    # The SAE, and while it is trained a checkpoint with Adam's two moments.
+    Plan({"training steps": steps, "tokens": steps * config.batch}, 4 * weights, steps * taken[-1]).tell(config)
+
+
+def _identity(config: Train, made_with: dict) -> str:
+    """What a checkpoint and an SAE have to share with a run to be continued by it; more steps are no other training."""
+    told = {key: value for key, value in option_values(config).items() if key not in {*FREE, *READ, "steps", "epochs"}}
+    return hashlib.sha256(json.dumps([told, made_with], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _finish(
@@ -114,25 +180,7 @@ def _finish(
         notes["assignment"] = supervision.assignment
     save_sae(sae, config.output, metrics=metrics, **notes)
     write_json(config.output / "metrics.json", metrics)
-    (config.output / "checkpoint.pt").unlink(missing_ok=True)
-    console.print(
-        f"SAE: unexplained variance {metrics['fvu']:.3f}, dead latents {metrics['dead']:.1%}, L0 {metrics['l0']:.1f}"
-    )
-    if metrics.get("concepts"):
-        own = [concept["centralised"] for concept in metrics["concepts"].values()]
-        console.print(f"the assigned latent is the strongest for {sum(own)} of {len(own)} concepts")
-
-
-def _finished(folder: Path, identity: str) -> SparseAutoencoder | None:
-    """The SAE that a run of this identity has left in ``folder``."""
-    try:
-        sae, metrics = load_sae(folder), read_json(folder / "metrics.json")
-    except SaeuronError:
-        return None
-    if sae.config.get("identity") != identity:
-        return None
-    sae.metrics = metrics
-    return sae
+    (config.output / checkpoint.NAME).unlink(missing_ok=True)
 
 
 def _start(
@@ -167,37 +215,6 @@ def _supervision(
     return Supervision(kinds, assign(table, kinds), targets)
 
 
-@torch.no_grad()
-def measure(sae: SparseAutoencoder, tokens: Tokens) -> dict:
-    """What the SAE does on tokens it has not seen, as inference runs it.
-
-    ``fvu`` is the fraction of variance unexplained, also per timestep; ``dead`` the fraction of latents that fire on
-    none of the tokens; ``l0`` the mean number of active latents.
-    """
-    unexplained, fired, active = [], torch.zeros(sae.n_latents, dtype=torch.bool), 0
-    for start in range(0, len(tokens), 4096):
-        batch = tokens.activations[start : start + 4096].to(sae.W_enc)
-        code = sae.encode(batch)
-        unexplained.append((batch - sae.decode(code)).pow(2).sum(1).cpu())
-        fired |= (code > 0).any(0).cpu()
-        active += int((code > 0).sum())
-    left = torch.cat(unexplained).double()
-    activations = tokens.activations.double()
-    variance = (activations - activations.mean(0)).pow(2).sum()
-    by_timestep = {}
-    for timestep in tokens.timestep.unique(sorted=True).tolist():
-        rows = tokens.timestep == timestep
-        own = activations[rows]
-        by_timestep[timestep] = float(left[rows].sum() / (own - own.mean(0)).pow(2).sum())
-    return {
-        "fvu": float(left.sum() / variance),
-        "dead": float((~fired).float().mean()),
-        "l0": active / len(tokens),
-        "tokens": len(tokens),
-        "fvu_by_timestep": by_timestep,
-    }
-
-
 def _check(config: Train, recording: Recording) -> None:
     for name in ("expansion", "k", "epochs", "batch", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
@@ -217,8 +234,7 @@ def _check(config: Train, recording: Recording) -> None:
         raise SaeuronError(f"--batch is {config.batch} and has to be a multiple of the {processes()} processes")
     if config.contrast and processes() > 1:
         raise SaeuronError("--contrast compares all codes of a batch: train with it in one process")
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise SaeuronError(f"device {config.device!r} is not there; use --device cpu")
+    check_device(config.device)
 
 
 def _split(recording: Recording) -> tuple[str, list[str]]:
@@ -240,46 +256,6 @@ def _stream(recording: Recording, shards: list[str], config: Train, start: int, 
             if start <= step < steps:
                 yield step, tokens
             step += 1
-
-
-def _identity(
-    config: Train,
-    recording: Recording,
-    steps: int,
-    initial: SparseAutoencoder | None,
-    supervision: Supervision | None,
-) -> str:
-    """What a checkpoint has to share with a run to be continued by it."""
-    values = dataclasses.asdict(config)
-    for free in ("output", "recording", "log_every", "checkpoint_every", "epochs", "device", "table"):
-        values.pop(free)
-    values |= {"steps": steps, "recording": recording.settings_hash}
-    values["init"] = initial.fingerprint if initial else None
-    values["assignment"] = supervision.assignment if supervision else None
-    return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:16]
-
-
-def _checkpoint(folder: Path, identity: str, step: int, model, optimizer, schedule) -> None:
-    state = {"identity": identity, "step": step, "model": model.state_dict()}
-    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
-
-
-def _resume(folder: Path, identity: str, model, optimizer, schedule) -> int:
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise SaeuronError(f"{path} is not a readable checkpoint; delete it to start anew") from error
-    if state["identity"] != identity:
-        raise SaeuronError(f"{path} is of a run with other settings; choose another --output or delete it")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    console.print(f"continuing at step {state['step']}")
-    return state["step"]
 
 
 def _log(

@@ -1,14 +1,15 @@
 """The options of this room's commands; what they do is imported when they run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..common.options import Command, Kept, Reads, options
 
-@dataclass
-class Convert:
+
+@options
+class Convert(Kept, Reads):
     """Turn an SAE of any known layout into one file to share, or SAeUron's pickles into tables and settings."""
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
@@ -21,10 +22,6 @@ class Convert:
     """Concept table to put into the bundle: one of this project, or SAeUron's .pkl."""
     settings: Path | None = None
     """Tuned settings to put into the bundle: settings.json, or SAeUron's class_params.pth."""
-    hookpoint: str | None = None
-    """Where the SAE reads, in diffusers' naming; default what its files or its folder's name say."""
-    site: str | None = None
-    """What of the block it reads: output or residual; default what its files say."""
     base_model: str | None = None
     """Model the SAE was trained on; default what its files say."""
     licence: str | None = None
@@ -42,8 +39,8 @@ class Convert:
         run(self)
 
 
-@dataclass
-class Pull:
+@options
+class Pull(Command):
     """Fetch an SAE from the Hugging Face Hub, or from its cache where the hub is out of reach."""
 
     repository: Annotated[Positional[str], arg(metavar="REPOSITORY")]
@@ -61,8 +58,8 @@ class Pull:
         pull(self)
 
 
-@dataclass
-class Push:
+@options
+class Push(Command):
     """Share a bundle on the Hugging Face Hub. You have to be logged in there: `hf auth login`."""
 
     bundle: Annotated[Positional[Path], arg(metavar="BUNDLE")]

@@ -8,7 +8,6 @@ import torch
 from saeuron import (
     ConceptStatistics,
     ConceptTable,
-    Hookpoint,
     SaeuronError,
     Setting,
     SparseAutoencoder,
@@ -18,8 +17,9 @@ from saeuron import (
 from saeuron.checkpoints import Bundle, load_bundle, load_sae, save_bundle
 from saeuron.concept_table import WholeTable
 
+from ..common.bundles import place, without_folder
 from ..common.config import save_config
-from ..common.progress import console
+from ..common.results import tell
 from .commands import Convert
 from .pickles import read_pickle
 
@@ -28,12 +28,15 @@ PICKLES = (".pkl", ".pickle", ".pth")
 
 
 def run(config: Convert) -> None:
+    if config.output.exists() and not config.overwrite:
+        raise SaeuronError(f"{config.output} is there already: choose another --output, or --overwrite")
     if config.input.is_file() and config.input.suffix in PICKLES and config.input.name != "state_dict.pth":
         _convert_pickle(config)
     else:
         save_bundle(_bundle(config), config.output)
     save_config(config, config.output.parent)
-    console.print(f"{config.output}, {config.output.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+    size = config.output.stat().st_size
+    tell(config, {"output": str(config.output), "bytes": size}, f"{config.output}, {size / 1e6:.1f} MB")
 
 
 def _convert_pickle(config: Convert) -> None:
@@ -50,15 +53,10 @@ def _convert_pickle(config: Convert) -> None:
 def _bundle(config: Convert) -> Bundle:
     bundle = load_bundle(config.input)
     sae = bundle.sae
-    if config.hookpoint or config.site:
-        if not config.hookpoint and sae.hookpoint is None:
-            raise SaeuronError(f"{config.input} does not say where it reads: --site needs --hookpoint")
-        before = sae.hookpoint or Hookpoint(config.hookpoint)
-        sae.hookpoint = Hookpoint(config.hookpoint or before.name, config.site or before.site)
+    place(sae, config.input, config)
     if sae.hookpoint is None:
         raise SaeuronError(f"{config.input} does not say where it reads: give --hookpoint")
-    if config.base_model is not None:
-        sae.base_model = config.base_model
+    sae.base_model = without_folder(sae.base_model) if config.base_model is None else config.base_model
     if config.table is not None:
         bundle.table = _table(config, sae)
     if config.settings is not None:

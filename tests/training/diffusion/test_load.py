@@ -10,10 +10,11 @@ from benchmarks.random_sd15 import write
 from saeuron import Hookpoint, Recording, SaeuronError, Setting, build_edits
 from saeuron.hookpoints import names
 from tinycanvas.model import build_text_encoder, load_tokenizer
+from training.common.prompts import read_prompts
 from training.diffusion.load import SAMPLERS, check_fits, load_model
 from training.diffusion.sampling import Sampling, draw_all
 from training.sae.record import Record, record
-from training.sae.score import Score, score
+from training.sae.score import score
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' samplers to numpy
@@ -84,7 +85,9 @@ def folder(tmp_path):
 def test_a_local_diffusers_folder_is_recorded_like_the_built_in_model(folder, tmp_path):
     places = names(load_model(str(folder)).unet)
     assert "unet.up_blocks.1.attentions.1" in places
-    config = Record(tmp_path / "out", model=str(folder), hookpoints=tuple(places), images=2, steps=2, tokens_per_map=4)
+    config = Record(
+        output=tmp_path / "out", model=str(folder), hookpoints=tuple(places), images=2, steps=2, tokens_per_map=4
+    )
     widths = {}
     for path in record(config):
         recording = Recording(path)
@@ -106,13 +109,15 @@ def test_a_single_file_is_recorded_and_edited_like_the_built_in_model(small_sd, 
     assert len(places) == 16
     named = ("unet.down_blocks.0.attentions.0", "unet.up_blocks.1.attentions.1")
     sizes = {"height": 64, "width": 64, "steps": 2, "tokens_per_map": 4}
-    for path in record(Record(tmp_path / "out", model=str(small_sd), hookpoints=named, images=2, **sizes)):
+    for path in record(Record(output=tmp_path / "out", model=str(small_sd), hookpoints=named, images=2, **sizes)):
         recording = Recording(path)
         assert recording.complete and recording.read("shard-00000.safetensors").activations.isfinite().all()
     pipeline, sae = load_model(str(small_sd)), make_sae()
     check_fits(sae, pipeline)
-    scoring = Score(tmp_path, tmp_path, prompts="tinycanvas:anchor", images=2, steps=2, height=64, width=64)
-    assert score(scoring, sae, pipeline).statistics.counts.sum() == 2 * 2 * 2, "images × steps × kinds"
+    sampling = Sampling(steps=2, height=64, width=64)
+    assert (
+        score(pipeline, sae, read_prompts("tinycanvas:anchor"), sampling, images=2).statistics.counts.sum() == 2 * 2 * 2
+    ), "images × steps × kinds"
     edits = {sae.hookpoint: build_edits(sae, make_table(sae), {"star": Setting(latents=64, strength=-20.0)})}
     sampling = Sampling(steps=2, height=64, width=64)
     before, after = (draw_all(pipeline, [{"prompt": "a star"}], [0], sampling, chosen) for chosen in ({}, edits))
@@ -127,7 +132,9 @@ def test_an_xl_folder_is_recorded_at_every_block(tmp_path):
     assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
     places = names(pipeline.unet)
     options = {"images": 1, "steps": 2, "tokens_per_map": 4, "height": 64, "width": 64}
-    for folder in record(Record(tmp_path / "out", model=str(tmp_path / "xl"), hookpoints=tuple(places), **options)):
+    for folder in record(
+        Record(output=tmp_path / "out", model=str(tmp_path / "xl"), hookpoints=tuple(places), **options)
+    ):
         assert Recording(folder).read("shard-00000.safetensors").activations.isfinite().all()
     assert len(places) == 11
 

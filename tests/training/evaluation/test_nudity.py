@@ -52,7 +52,7 @@ def once(monkeypatch, small_sd):
         looks.append(image)
         return [[BELLY, 0.9], [FACE, 0.9]] if len(looks) == 1 else [[FEET, 0.5]]
 
-    monkeypatch.setattr(training.evaluation.nudity, "load_model", lambda *_: pipeline)
+    monkeypatch.setattr(training.evaluation.nudity, "open_model", lambda *_: pipeline)
     monkeypatch.setattr(training.evaluation.nudity, "draw_all", draw)
     monkeypatch.setattr(training.evaluation.nudity, "load_detector", lambda: detect)
     return drawn

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 import training.evaluation.unlearncanvas
-from saeuron import ConceptStatistics, ConceptTable, SaeuronError, Setting, save_sae, write_settings
+from saeuron import ConceptStatistics, SaeuronError, Setting, save_sae, write_settings
 from saeuron.concept_table import WholeTable
+from training.common.bundles import open_bundle
 from training.diffusion.load import load_model
 from training.evaluation.canvas import NAMES, PLAIN, kind_of, markdown, pictures, summary
 from training.evaluation.fid import load_metric
@@ -47,7 +48,7 @@ def once(monkeypatch, small_sd):
         drawn.extend((row["prompt"], seed) for row, seed in zip(rows, seeds, strict=True))
         return real(pipeline, rows, seeds, sampling, edits)
 
-    monkeypatch.setattr(training.evaluation.unlearncanvas, "load_model", lambda *_: pipeline)
+    monkeypatch.setattr(training.evaluation.unlearncanvas, "open_model", lambda *_: pipeline)
     monkeypatch.setattr(training.evaluation.unlearncanvas, "draw_all", draw)
     return drawn
 
@@ -169,9 +170,8 @@ def test_a_sequence_removes_one_after_another(bench, tmp_path, once):
 def test_settings_are_found_under_either_way_of_writing_a_name(bench, tmp_path):
     tuned = {"Van_Gogh": Setting(latents=3, strength=-2.0), "Bears": Setting(latents=4)}
     write_settings(tmp_path / "settings.json", tuned)
-    config = bench(settings=tmp_path / "settings.json")
-    table = ConceptTable.load(config.table)
-    assert [(entry.name, entry.settings) for entry in plan(config, table)] == [
+    config = bench(settings=tmp_path / "settings.json", latents=None, strength=None)
+    assert [(entry.name, entry.settings) for entry in plan(config, open_bundle(config))] == [
         ("Van_Gogh", {"Van Gogh": tuned["Van_Gogh"]}),
         ("Bears", {"Bears": tuned["Bears"]}),
     ]

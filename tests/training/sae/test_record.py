@@ -98,7 +98,7 @@ def test_another_sampler_size_or_no_guidance_is_recorded_too(tmp_path, options):
 def test_interrupted_at_any_write_and_started_again_it_gives_the_same_files(
     tmp_path, files, interrupt_write, monkeypatch, pipeline, exception
 ):
-    monkeypatch.setattr(training.sae.record, "load_model", lambda *_: pipeline)  # once is enough
+    monkeypatch.setattr(training.sae.record, "open_model", lambda *_: pipeline)  # once is enough
     out = tmp_path / "out"  # the same for all, since the saved config names it
     record(recipe(out))
     expected = files(out)
@@ -194,6 +194,6 @@ def test_an_empty_prompt_file_is_refused_by_name(tmp_path, model_calls):
 def test_a_folder_begun_with_other_settings_is_refused_untouched(tmp_path, files, other):
     record(recipe(tmp_path))
     before = files(tmp_path)
-    with pytest.raises(SaeuronError, match="other settings; choose another folder"):
+    with pytest.raises(SaeuronError, match=r"was made with .*: choose another folder"):
         record(recipe(tmp_path, **other))
     assert files(tmp_path) == before

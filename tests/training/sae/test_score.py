@@ -6,8 +6,10 @@ import torch
 import training.sae.score
 from saeuron import ConceptTable, Hookpoint, SaeuronError, save_sae
 from saeuron.concept_statistics import map_means
-from training.diffusion.sampling import generate
-from training.sae.score import Score, score
+from training.common.prompts import read_prompts
+from training.diffusion.sampling import Sampling, generate
+from training.sae.commands import Score
+from training.sae.score import score
 
 ROWS = [
     {"prompt": "An image of star in neon style.", "object": "star", "style": "neon"},
@@ -34,12 +36,17 @@ def drawn(monkeypatch):
     """The prompts and seeds of every batch that `score` draws."""
     batches = []
 
-    def spy(pipeline, prompts, seeds, **options):
+    def spy(pipeline, prompts, seeds, *options):
         batches.append((prompts, seeds))
-        return generate(pipeline, prompts, seeds, **options)
+        return generate(pipeline, prompts, seeds, *options)
 
     monkeypatch.setattr(training.sae.score, "generate", spy)
     return batches
+
+
+def scored(config, sae, pipeline):
+    """The table of a command's options."""
+    return score(pipeline, sae, read_prompts(config.prompts), Sampling.of(config), config.images, config.seed)
 
 
 def plain_means(sae, pipeline, config, batches):
@@ -60,7 +67,7 @@ def test_means_are_those_of_all_tokens_of_all_pictures_that_show_the_concept(
     pipeline, make_sae, recipe, drawn, options
 ):
     sae, config = make_sae(), recipe(**options)
-    table = score(config, sae, pipeline)
+    table = scored(config, sae, pipeline)
     pictures = [(prompt, seed) for prompts, seeds in drawn for prompt, seed in zip(prompts, seeds, strict=True)]
     assert len({seed for _, seed in pictures}) == len(pictures) == (config.images or len(ROWS))
     assert {prompt for prompt, _ in pictures} == {row["prompt"] for row in ROWS}
@@ -105,7 +112,7 @@ def test_an_image_s_means_are_over_its_tokens(make_sae):
 )
 def test_prompts_and_options_that_do_not_fit_are_refused(pipeline, make_sae, recipe, rows, options, complaint):
     with pytest.raises(SaeuronError, match=complaint):
-        score(recipe(rows, **options), make_sae(), pipeline)
+        scored(recipe(rows, **options), make_sae(), pipeline)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +125,4 @@ def test_prompts_and_options_that_do_not_fit_are_refused(pipeline, make_sae, rec
 )
 def test_an_sae_that_does_not_fit_is_refused(pipeline, make_sae, recipe, made, complaint):
     with pytest.raises(SaeuronError, match=complaint):
-        score(recipe(), make_sae(**made), pipeline)
+        scored(recipe(), make_sae(**made), pipeline)

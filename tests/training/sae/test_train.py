@@ -7,7 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError, SparseAutoencoder, load_sae
 from saeuron.recording import Tokens
-from training.sae.train import Train, measure, train
+from training.sae.measure import measure
+from training.sae.train import Train, train
 from training.sae.trainer import Normalisation, TrainingAutoencoder, batch_topk_threshold
 
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1", "residual")
@@ -194,7 +195,9 @@ def test_a_checkpoint_of_other_settings_is_refused_untouched(recipe, files, inte
     with pytest.raises(KeyboardInterrupt):
         train(recipe())
     before = files(recipe().output)
-    with pytest.raises(SaeuronError, match="other settings; choose another --output or delete it"):
+    with pytest.raises(
+        SaeuronError, match=f"was made with {next(iter(other))} .* and now it is .*: choose another --output"
+    ):
         train(recipe(**other))
     assert files(recipe().output) == before
 

@@ -75,20 +75,20 @@ def test_one_call_makes_a_bundle_of_all_that_saeuron_publishes(published, table,
 
 @pytest.mark.parametrize("options", [{}, {"site": "residual"}, {"hookpoint": "unet.mid_block.attentions.0"}])
 def test_options_win_over_what_the_files_say(published, tmp_path, options):
-    Convert(published, tmp_path / "a.safetensors", **options).run()
+    Convert(input=published, output=tmp_path / "a.safetensors", **options).run()
     asked = {"hookpoint": "unet.up_blocks.1.attentions.1", "site": "output"} | options
     assert load_sae(tmp_path / "a.safetensors").hookpoint == Hookpoint(asked["hookpoint"], asked["site"])
 
 
 def test_a_bundle_is_converted_once_more_without_losing_anything(published, table, tmp_path):
-    Convert(published, tmp_path / "a.safetensors", table=table, licence="mit").run()
-    Convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", base_model="sd15").run()
+    Convert(input=published, output=tmp_path / "a.safetensors", table=table, licence="mit").run()
+    Convert(input=tmp_path / "a.safetensors", output=tmp_path / "b.safetensors", base_model="sd15").run()
     again = load_bundle(tmp_path / "b.safetensors")
     assert (again.licence, again.sae.base_model) == ("mit", "sd15") and list(again.table.concepts) == list(CONCEPTS)
 
 
 def test_a_pickled_table_becomes_a_table_of_its_sae(published, table, tmp_path, latents):
-    Convert(table, tmp_path / "table.safetensors", sae=published).run()
+    Convert(input=table, output=tmp_path / "table.safetensors", sae=published).run()
     found = ConceptTable.load(tmp_path / "table.safetensors")
     found.check_belongs(load_sae(published).fingerprint)
     assert found.concepts == dict.fromkeys(CONCEPTS, "object")
@@ -99,7 +99,7 @@ def test_a_pickled_table_becomes_a_table_of_its_sae(published, table, tmp_path, 
 
 
 def test_class_params_become_settings(published, params, tmp_path):
-    Convert(params, tmp_path / "settings.json", sae=published).run()
+    Convert(input=params, output=tmp_path / "settings.json", sae=published).run()
     assert read_settings(tmp_path / "settings.json") == {
         "Cats": Setting(2, -10.0, paper_exact=True),
         "Dogs": Setting(1, -1.0, paper_exact=True),
@@ -310,4 +310,4 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
 def test_params_of_another_make_are_refused_by_concept(published, tmp_path, values):
     torch.save({"Cats": values}, tmp_path / "class_params.pth")
     with pytest.raises(SaeuronError, match=r"class_params\.pth, concept 'Cats'"):
-        Convert(tmp_path / "class_params.pth", tmp_path / "settings.json", sae=published).run()
+        Convert(input=tmp_path / "class_params.pth", output=tmp_path / "settings.json", sae=published).run()

@@ -237,8 +237,8 @@ def test_the_commit_is_told_and_kept(saeuron, tmp_path, capfd):
 def test_a_pinned_revision_stays_what_it_was(saeuron, make_sae, files_of, tmp_path):
     before = saeuron.commit_of("bcywinski/SAeUron", 0)
     saeuron.repositories["bcywinski/SAeUron"].append(under(UP1, files_of(7)))
-    Pull("bcywinski/SAeUron", UP1, before, tmp_path / "old").run()
-    Pull("bcywinski/SAeUron", UP1, "main", tmp_path / "new").run()
+    Pull(repository="bcywinski/SAeUron", hookpoint=UP1, revision=before, output=tmp_path / "old").run()
+    Pull(repository="bcywinski/SAeUron", hookpoint=UP1, revision="main", output=tmp_path / "new").run()
     fingerprints = [load_sae(tmp_path / when / "SAeUron" / UP1).fingerprint for when in ("old", "new")]
     assert fingerprints == [make_sae(seed=seed).fingerprint for seed in (1, 7)]
 
@@ -246,7 +246,7 @@ def test_a_pinned_revision_stays_what_it_was(saeuron, make_sae, files_of, tmp_pa
 def test_saemnesia_s_sae_lies_at_the_root_and_is_up_1_1_s(hub, files_of, make_sae, tmp_path):
     hub.repositories["leno3003/SAEmnesia"] = [files_of(3) | under("earlier", files_of(4))]
     for hookpoint in (None, UP1):
-        Pull("leno3003/SAEmnesia", hookpoint, output=tmp_path / str(hookpoint)).run()
+        Pull(repository="leno3003/SAEmnesia", hookpoint=hookpoint, output=tmp_path / str(hookpoint)).run()
         sae = load_sae(tmp_path / str(hookpoint) / "SAEmnesia" / UP1)
         assert sae.fingerprint == make_sae(seed=3).fingerprint and sae.hookpoint == Hookpoint(UP1)
 
@@ -255,35 +255,35 @@ def test_what_lies_beside_an_sae_comes_along(hub, files_of, make_sae, make_table
     make_table(make_sae(seed=5)).save(tmp_path / "table.safetensors")
     extra = {"table.safetensors": (tmp_path / "table.safetensors").read_bytes(), "settings.json": b'{"concepts": {}}'}
     hub.repositories["some/one"] = [files_of(5) | extra]
-    Pull("some/one", output=tmp_path / "out").run()
+    Pull(repository="some/one", output=tmp_path / "out").run()
     assert load_bundle(tmp_path / "out" / "one" / "sae").table is not None
 
 
 def test_without_the_hub_the_cache_serves(saeuron, monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    Pull("bcywinski/SAeUron", UP1, output=tmp_path / "online").run()
+    Pull(repository="bcywinski/SAeUron", hookpoint=UP1, output=tmp_path / "online").run()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     saeuron.asked.clear()
-    Pull("bcywinski/SAeUron", UP1, output=tmp_path / "offline").run()
+    Pull(repository="bcywinski/SAeUron", hookpoint=UP1, output=tmp_path / "offline").run()
     folders = [tmp_path / when / "SAeUron" / UP1 for when in ("online", "offline")]
     for name in ("cfg.json", "sae.safetensors"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     assert saeuron.asked == []
     with pytest.raises(SaeuronError, match="is not in the cache and the hub is out of reach: Cannot reach"):
-        Pull("some/other", output=tmp_path / "other").run()
+        Pull(repository="some/other", output=tmp_path / "other").run()
 
 
 def test_what_the_cache_holds_is_checked_too(saeuron, monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    Pull("bcywinski/SAeUron", UP1, output=tmp_path / "online").run()
+    Pull(repository="bcywinski/SAeUron", hookpoint=UP1, output=tmp_path / "online").run()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (spoilt,) = (tmp_path / "cache").rglob("sae.safetensors")
     content = spoilt.read_bytes()
     spoilt.resolve().write_bytes(content[:-1] + b"x")
     with pytest.raises(SaeuronError, match="has the checksum"):
-        Pull("bcywinski/SAeUron", UP1, output=tmp_path / "offline").run()
+        Pull(repository="bcywinski/SAeUron", hookpoint=UP1, output=tmp_path / "offline").run()
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "sae.safetensors"])
@@ -292,7 +292,7 @@ def test_a_file_that_arrives_changed_is_refused_and_not_copied(saeuron, tmp_path
     with pytest.raises(
         SaeuronError, match=rf"{name} of bcywinski/SAeUron has the checksum \w+ here and \w+ on the hub"
     ):
-        Pull("bcywinski/SAeUron", UP1, output=tmp_path / "out").run()
+        Pull(repository="bcywinski/SAeUron", hookpoint=UP1, output=tmp_path / "out").run()
     assert not (tmp_path / "out").exists()
 
 
@@ -356,7 +356,7 @@ def test_a_bundle_is_pushed_and_pulled_back_the_same(hub, bundle, tmp_path, capf
 
 def test_a_repository_s_own_card_is_left_alone(hub, bundle):
     hub.repositories["me/neon"] = [{"README.md": b"mine"}]
-    Push(bundle, "me/neon").run()
+    Push(bundle=bundle, repository="me/neon").run()
     assert hub.repositories["me/neon"][-1]["README.md"] == b"mine"
 
 
@@ -370,14 +370,14 @@ def test_an_upload_that_arrives_changed_is_told(hub, bundle, monkeypatch):
 
     monkeypatch.setattr(Hub, "commit_of", spoil)
     with pytest.raises(SaeuronError, match=r"neon\.safetensors has the checksum \w+ here and \w+ on the hub"):
-        Push(bundle, "me/neon").run()
+        Push(bundle=bundle, repository="me/neon").run()
 
 
 def test_only_bundles_are_pushed(hub, make_sae, tmp_path):
     save_sae(make_sae(), tmp_path / "sae")
     for path in (tmp_path / "sae", tmp_path / "none.safetensors"):
         with pytest.raises(SaeuronError, match="is not a bundle: make one with `convert`"):
-            Push(path, "me/neon").run()
+            Push(bundle=path, repository="me/neon").run()
     assert "me/neon" not in hub.repositories
 
 
