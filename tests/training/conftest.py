@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 import saeuron.files
 from benchmarks.ldm import Size
-from benchmarks.random_sd15 import write
+from benchmarks.random_sd15 import write, write_tokenizer
 from saeuron import ConceptStatistics, Hookpoint, SparseAutoencoder
 from saeuron.concept_table import WholeTable
 from tinycanvas.drawing import OBJECTS, STYLES
@@ -34,6 +35,23 @@ def small_sd(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("small-sd") / "model.safetensors"
     write(path, Size(unet=32, vae=32, clip=(64, 2)), seed=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A folder of transformers' CLIP, two layers of 32 with random weights, for pictures of 32 × 32."""
+    folder = tmp_path_factory.mktemp("clip")
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=layers | {"max_position_embeddings": 40, "eos_token_id": 49407, "bos_token_id": 49406},
+        vision_config=layers | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture

@@ -132,11 +132,11 @@ def check_fits(sae: SparseAutoencoder, pipeline: Pipeline) -> None:
     if sae.hookpoint is None:
         raise SaeuronError("the SAE does not say where it reads: give --hookpoint")
     try:
-        width = sae.hookpoint.module(pipeline.unet).config.in_channels
-        sae.check_width(torch.empty(0, width))
+        module = sae.hookpoint.module(pipeline.unet)
     except SaeuronError as error:
         which = f", {sae.base_model}," if sae.base_model else ""
         raise SaeuronError(f"{error}; give the model that the SAE was made for{which} as --model") from None
+    sae.check_width(torch.empty(0, module.config.in_channels))
 
 
 def fit(sae: SparseAutoencoder, pipeline: Pipeline) -> None:

@@ -37,7 +37,9 @@ class ClipJudge(Judge):
         self.names, self.device = {kind: tuple(dict.fromkeys(own)) for kind, own in names.items()}, device
         for kind, own in self.names.items():
             if len(own) < 2:
-                raise SaeuronError(f"a judge needs two names of a kind to tell apart, and of {kind} there are {own}")
+                raise SaeuronError(
+                    f"a judge needs two names of a kind to tell apart, and of {kind} there is {', '.join(own) or 'none'}"
+                )
         self.model, self.tokenizer, self.processor = _load(Path(folder))
         self.model.to(device).eval().requires_grad_(False)
         self.sentences = {kind: self._sentences(kind, prompts or {}) for kind in self.names}
