@@ -38,7 +38,7 @@ class ClipJudge(Judge):
         for kind, own in self.names.items():
             if len(own) < 2:
                 raise SaeuronError(
-                    f"a judge needs two names of a kind to tell apart, and of {kind} there is {', '.join(own) or 'none'}"
+                    f"a judge needs two names of a kind, and of {kind} there is {', '.join(own) or 'none'}"
                 )
         self.model, self.tokenizer, self.processor = _load(Path(folder))
         self.model.to(device).eval().requires_grad_(False)

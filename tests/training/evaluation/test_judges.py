@@ -79,7 +79,7 @@ def test_vision_transformers_are_named_a_file_a_kind_with_labels_beside(tmp_path
         ("clips:x", KINDS, {}, "judge 'clips:x' is unknown: give `tinycanvas`, clip:FOLDER, or vit:KIND=FILE"),
         ("clip:", KINDS, {}, "judge 'clip:' is unknown"),
         ("clip:{}/none", KINDS, {}, "none is not a folder of transformers' CLIP"),
-        ("clip:{}", {"animal": ["cat"]}, {}, "needs two names of a kind .* and of animal there is cat"),
+        ("clip:{}", {"animal": ["cat"]}, {}, "needs two names of a kind, and of animal there is cat"),
         ("clip:{}", KINDS, {"animal": "a cat"}, "has to have {name} in it, and is 'a cat'"),
         ("vit:style={}/none.pth", KINDS, {}, r"none\.pth does not exist"),
     ],
