@@ -5,14 +5,29 @@ import inspect
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import saeuron.files
-from saeuron import ConceptTable, Recording, save_sae
+from saeuron import (
+    ConceptStatistics,
+    ConceptTable,
+    Hookpoint,
+    Recording,
+    Setting,
+    default_setting,
+    save_sae,
+    write_settings,
+)
+from saeuron.checkpoints import Bundle, save_bundle
+from saeuron.concept_table import WholeTable
 from training.__main__ import COMMANDS, main, options
 from training.common.config import MADE_WITH, ONCE
 
@@ -256,3 +271,219 @@ def test_sweep_finds_settings_that_evaluate_and_generate_take(run, bench):
     assert report["targets"][0]["setting"] == settings["concepts"]["neon"]
     assert "| neon | style |" in " ".join((bench / "out" / "evaluation.md").read_text("utf-8").split())
     assert run(GENERATE + " --remove neon --settings {}/out/settings.json")[0] == 0
+
+
+def test_a_bundle_brings_its_table_and_settings_and_options_change_them(run, bench, make_sae, make_table):
+    sae = make_sae()
+    table = make_table(sae)
+    save_bundle(Bundle(sae, table, {"neon": Setting(latents=8, strength=-4.0)}), bench / "bundle.safetensors")
+    line = (
+        "generate --sae {}/bundle.safetensors --output {}/out --steps 2 --prompts {}/prompts.jsonl --remove neon star"
+    )
+    assert run(line)[0] == 0
+    (used,) = saved_config(bench / "out" / "generate.config.json", "generate")[MADE_WITH]["settings"]
+    assert (used["neon"]["latents"], used["neon"]["strength"]) == (8, -4.0)
+    assert used["star"] == default_setting(sae, table, "star").values(), "as ComfyUI's node does without a setting"
+    assert run(f"{line} --strength -9 --output {{}}/other")[0] == 0
+    (used,) = saved_config(bench / "other" / "generate.config.json", "generate")[MADE_WITH]["settings"]
+    assert (used["neon"]["latents"], used["neon"]["strength"], used["star"]["strength"]) == (8, -9.0, -9.0)
+
+
+def test_a_table_and_settings_beside_an_sae_are_found(run, bench):
+    shutil.copyfile(bench / "table", bench / "sae" / "table.safetensors")
+    write_settings(bench / "sae" / "settings.json", {"star": Setting(latents=3)})
+    line = "evaluate --sae {}/sae --output {}/out --steps 2 --prompts {}/prompts.jsonl --seeds 1"
+    assert run(line)[0] == 0
+    report = json.loads((bench / "out" / "evaluation.json").read_text("utf-8"))
+    assert [target["name"] for target in report["targets"]] == ["star"]
+
+
+def test_an_sae_that_does_not_say_where_it_reads_is_told_on_the_command_line(run, bench, make_sae):
+    save_sae(make_sae(hookpoint=None), bench / "nowhere")
+    line = GENERATE.replace("{}/sae", "{}/nowhere") + " --remove neon"
+    code, told = run(line)
+    assert code == 2 and told == ["error: the SAE does not say where it reads: give --hookpoint"]
+    assert run(line + " --site residual")[1][0].endswith("does not say where it reads: --site needs --hookpoint")
+    assert run(f"{line} --hookpoint {NAME} --site residual")[0] == 0
+
+
+def test_several_saes_remove_each_what_its_table_knows(run, bench, make_sae):
+    other = make_sae(seed=3, hookpoint=Hookpoint("unet.mid_block.attentions.0"))
+    statistics = ConceptStatistics(
+        {"ember": "mood", "calm": "mood"}, [1, 500], other.n_latents, other.fingerprint, other.origin
+    )
+    statistics.sums += torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(0))
+    statistics.counts += 1
+    save_sae(other, bench / "moods")
+    WholeTable(statistics).save(bench / "moods" / "table.safetensors")
+    shutil.copyfile(bench / "table", bench / "sae" / "table.safetensors")
+    line = "generate --sae {}/sae {}/moods --output {}/out --steps 2 --prompts {}/prompts.jsonl --remove neon ember"
+    assert run(line)[0] == 0
+    styles, moods = saved_config(bench / "out" / "generate.config.json", "generate")[MADE_WITH]["settings"]
+    assert (list(styles), list(moods)) == (["neon"], ["ember"])
+    assert "concept 'embers' is in no SAE's table; the nearest are ember" in run(line + " embers")[1][0]
+    assert run(line + " --table {}/table")[1][0].startswith("error: --table, --settings, --hookpoint and --site belong")
+
+
+def test_generate_says_how_many_tokens_an_edit_changed(run, bench, capfd):
+    assert run(GENERATE + " --remove neon --latents 64 --strength -20 --json")[0] == 0
+    line = (
+        GENERATE.replace("{}", str(bench)).replace("/out", "/json")
+        + " --remove neon --latents 64 --strength -20 --json"
+    )
+    assert main(line.split()) == 0
+    told = json.loads(capfd.readouterr().out)
+    (edit,) = told["edits"]
+    assert 0 < edit["changed"] <= edit["tokens"] == 3 * 2 * 2 * 64, (
+        "pictures × steps × with and without the prompt × tokens"
+    )
+    code, told = run(GENERATE.replace("{}/out", "{}/none") + " --remove neon --latents 0")
+    assert code == 0 and any(line.startswith(f"no token was changed at {NAME}") for line in told)
+    assert (bench / "none" / "before-0000.png").read_bytes() == (bench / "none" / "after-0000.png").read_bytes()
+
+
+def test_generate_goes_on_where_it_was_interrupted(run, bench, interrupt_write):
+    line = GENERATE + " --remove neon --batch 1"
+    assert run(line)[0] == 0
+    whole = {path.name: path.read_bytes() for path in (bench / "out").iterdir()}
+    shutil.rmtree(bench / "out")
+    interrupt_write(4, KeyboardInterrupt)  # the config, two pictures of the first pair, one of the second
+    assert run(line)[0] == 130
+    first = (bench / "out" / "after-0000.png").stat().st_mtime_ns
+    assert run(line)[0] == 0
+    assert {path.name: path.read_bytes() for path in (bench / "out").iterdir()} == whole
+    assert (bench / "out" / "after-0000.png").stat().st_mtime_ns == first, "drawn once"
+    code, told = run(line + " --guidance 5")
+    assert code == 2 and "was made with guidance 3.0 and now it is 5.0" in told[0]
+
+
+def test_generate_starts_from_a_picture_and_edits_where_a_mask_says(run, bench):
+    line = GENERATE + " --remove neon --latents 64 --strength -20"
+    left = np.zeros((32, 32), np.uint8)
+    left[:, :16] = 255
+    Image.fromarray(left).save(bench / "left.png")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(bench / "black.png")
+    assert run(line + " --mask {}/black.png")[0] == 0
+    pixels = {when: (bench / "out" / f"{when}-0000.png").read_bytes() for when in ("before", "after")}
+    assert pixels["before"] == pixels["after"], "black is where nothing is edited"
+    assert run(line.replace("{}/out", "{}/left") + " --mask {}/left.png")[0] == 0
+    before, after = (
+        np.array(Image.open(bench / "left" / f"{when}-0000.png")).astype(int) for when in ("before", "after")
+    )
+    assert (before != after).any()
+
+    shutil.copyfile(bench / "out" / "before-0001.png", bench / "init.png")
+    for denoise in ("0.5", "1"):
+        assert run(f"{line.replace('{}/out', '{}/' + denoise)} --init-image {{}}/init.png --denoise {denoise}")[0] == 0
+    start = np.array(Image.open(bench / "init.png")).astype(int)
+    far = [np.abs(np.array(Image.open(bench / d / "before-0000.png")).astype(int) - start).mean() for d in ("0.5", "1")]
+    assert far[0] < far[1], "the less is denoised, the nearer a picture stays to the one it starts from"
+    assert run(line + " --init-image {}/init.png --denoise 0")[1][0].startswith(
+        "error: --denoise is 0.0 and has to lie"
+    )
+    assert run(line.replace("{}/out", "{}/no") + " --init-image {}/no.png")[1][0].startswith("error: --init-image")
+
+
+def test_a_negative_prompt_changes_the_picture(run, bench):
+    for place, more in (("a", []), ("b", ["An image of heart."])):
+        assert run(GENERATE.replace("{}/out", "{}/" + place), *(["--negative-prompt", *more] if more else []))[0] == 0
+    assert (bench / "a" / "before-0000.png").read_bytes() != (bench / "b" / "before-0000.png").read_bytes()
+
+
+def test_a_config_gives_options_and_the_command_line_wins(run, bench):
+    text = (
+        f"sae: {bench}/sae\ntable: {bench}/table\nprompts: {bench}/prompts.jsonl\nsteps: 2\nremove: [neon]\nseed: 5\n"
+    )
+    (bench / "a.yaml").write_text(text, "utf-8")
+    assert run("generate --config {}/a.yaml --output {}/out --seed 6")[0] == 0
+    config = saved_config(bench / "out" / "generate.config.json", "generate")
+    assert (config["remove"], config["steps"], config["seed"]) == (["neon"], 2, 6)
+    assert run("generate --config={}/out/generate.config.json --output {}/again")[0] == 0
+    assert (bench / "again" / "after-0000.png").read_bytes() == (bench / "out" / "after-0000.png").read_bytes()
+    with pytest.raises(SystemExit) as ended:  # what is not in the file is still asked for
+        run("generate --config {}/a.yaml")
+    assert ended.value.code == 2
+    (bench / "a.yaml").write_text("remvoe: [neon]\n", "utf-8")
+    code, told = run("generate --config {}/a.yaml --output {}/out")
+    assert code == 2 and "'remvoe' is no option of this command; the nearest are remove" in told[0]
+
+
+def test_only_declared_labels_are_concepts(run, bench):
+    rows = [{"prompt": "a lake by Monet", "concepts": {"artist": "Monet"}, "source": "me"}]
+    rows += [{"prompt": "a star", "concepts": {"artist": "nobody", "mood": "calm"}}]
+    (bench / "own.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    line = "score --sae {}/sae --prompts {}/own.jsonl --steps 2 --output "
+    assert run(line + "{}/all.safetensors")[0] == 0
+    assert ConceptTable.load(bench / "all.safetensors").concepts == {
+        "Monet": "artist",
+        "nobody": "artist",
+        "calm": "mood",
+    }
+    assert run(line + "{}/some.safetensors --labels artist")[0] == 0
+    assert ConceptTable.load(bench / "some.safetensors").concepts == {"Monet": "artist", "nobody": "artist"}
+    code, told = run(line + "{}/none.safetensors --labels artis")
+    assert code == 2 and "no prompt says its 'artis'; the nearest are artist" in told[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "record --output {}/dry --images 20 --steps 2",
+        "score --sae {}/sae --output {}/dry/table.safetensors --steps 2",
+        GENERATE.replace("{}/out", "{}/dry") + " --remove neon",
+        "oracle --output {}/dry --without star",
+        "demo --output {}/dry",
+    ],
+    ids=lambda line: line.split()[0],
+)
+def test_a_dry_run_tells_what_it_would_do_and_writes_nothing(run, bench, capfd, line):
+    before = sorted(bench.rglob("*"))
+    capfd.readouterr()
+    assert main([*line.replace("{}", str(bench)).split(), "--dry-run", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert all(count > 0 for count in told["work"].values()) and told["work"] and told["bytes"] > 0
+    assert sorted(bench.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (GENERATE + " --remove neon --device cuda", "device 'cuda' is not there; use --device cpu"),
+        ("record --output {}/out --device cuda", "device 'cuda' is not there; use --device cpu"),
+        ("record --output {}/out --device gpu", "device 'gpu' is not there; use --device cpu"),
+        (GENERATE + " --height 100", "--height and --width have to be multiples of 8"),
+        ("score --sae {}/sae --output {}/out/table --width 100", "--height and --width have to be multiples of 8"),
+        (GENERATE + " --remove neon --strength nan", "strength is nan and has to be a finite number"),
+        (GENERATE + " --remove neon --strength inf", "strength is inf and has to be a finite number"),
+        (EVALUATE + " --targets neon --strength nan", "strength is nan and has to be a finite number"),
+    ],
+)
+def test_what_used_to_be_a_traceback_is_one_sentence(run, bench, line, complaint):
+    if "--device cuda" in line and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, told = run(line)
+    assert code == 2 and len(told) == 1 and complaint in told[0] and not (bench / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["tyro", "torch", "diffusers"])
+def test_an_interrupt_while_importing_is_told_like_any_other(tmp_path, module):
+    program = (
+        "import builtins, os, signal, sys\nreal = builtins.__import__\n"
+        "def slow(name, *rest):\n"
+        f"    if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = slow\nfrom training.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "record", "--output", str(tmp_path / "out")]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130 and ended.stderr.splitlines() == [
+        "interrupted; the same command continues where it can"
+    ]
+
+
+def test_an_oracle_of_other_concepts_does_not_take_the_one_that_is_there(run, bench):
+    line = "oracle --output {}/out --steps 1 --batch 3 --without "
+    assert run(line + "star")[0] == 0
+    before = (bench / "out" / "unet.safetensors").read_bytes()
+    assert "was made with without ['star'] and now it is ['heart']" in run(line + "heart")[1][0]
+    assert (bench / "out" / "unet.safetensors").read_bytes() == before

@@ -27,6 +27,7 @@ from saeuron.files import read_json, write_json
 
 from ..common.options import Model
 from ..common.processes import check_device, own_device
+from .lora import add_lora
 from .single_file import UNET, configs, family
 
 # What a command prints is its own: no bars of parts that load in a moment, no advice to programmers.
@@ -65,7 +66,7 @@ def load_model(model: str, device: str = "cpu", sampler: str = "ddim", lora: Pat
     else:
         pipeline = _load(Path(model), torch.float32 if device == "cpu" else torch.float16)
     if lora is not None:
-        _add(pipeline, lora)
+        add_lora(pipeline, lora)
     pipeline.scheduler = _scheduler(pipeline, sampler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -86,18 +87,6 @@ def identity(model: str, pipeline: Pipeline) -> str:
         first = weight.detach().reshape(-1)[:16].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {first.tolist()}".encode())
     return f"{Path(model).stem}@{digest.hexdigest()[:12]}"
-
-
-def _add(pipeline: Pipeline, lora: Path) -> None:
-    """Add a LoRA to the weights of ``pipeline``; raises SaeuronError where the file is none that fits."""
-    if not lora.exists():
-        raise SaeuronError(f"--lora {lora} does not exist")
-    try:
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
-    except Exception as error:  # diffusers and PEFT raise many kinds
-        raise SaeuronError(f"--lora {lora} could not be added to the model: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -112,7 +112,7 @@ def _draw(
 ) -> dict[Hookpoint, Tokens]:
     """The sampled tokens of ``images``, each with its number, prompt and seed; unshuffled.
 
-    Which tokens of a map are kept depends on its image alone, and not on those that are drawn with it.
+    Which tokens are kept, and in which order they are here, does not depend on how many images are drawn at once.
     """
     collected: dict[Hookpoint, list[Tokens]] = {hookpoint: [] for hookpoint in hookpoints}
     for start in range(0, len(images), config.batch):
@@ -140,4 +140,5 @@ def _draw(
 
         taps = {hookpoint: tap_for(hookpoint) for hookpoint in hookpoints}
         generate(pipeline, [row["prompt"] for row in rows], seeds, sampling, taps)
-    return {hookpoint: Tokens.cat(parts) for hookpoint, parts in collected.items()}
+    found = {hookpoint: Tokens.cat(parts) for hookpoint, parts in collected.items()}
+    return {hookpoint: tokens.pick(tokens.prompt.argsort(stable=True)) for hookpoint, tokens in found.items()}

@@ -40,6 +40,9 @@ def run(config: Score) -> None:
     found = scored(pipeline, sae, rows, sampling, config.output, config.images, config.seed)
     lines = []
     for name, kind in found.concepts.items():
+        if list(found.concepts.values()).count(kind) == 1:
+            lines.append([name, kind, None, None])  # a score compares with others of the kind
+            continue
         strongest, latent = found.scores(name).mean(0).max(0)
         lines.append([name, kind, int(latent), round(float(strongest), 4)])
     header = ["concept", "kind", "strongest latent", "score"]

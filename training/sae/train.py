@@ -84,23 +84,24 @@ def train(config: Train) -> SparseAutoencoder | None:
 
     made_with = {"recording": recording.settings_hash, "init": initial.fingerprint if initial else None}
     made_with["assignment"] = supervision.assignment if supervision else None
-    identity, state = _identity(config, made_with), None if config.overwrite else checkpoint.read(config.output)
-    if state:
-        check_same(config.output, {"steps": state["steps"]}, {"steps": steps}, ADVICE)
+    identity, state, before = _identity(config, made_with), None, None
+    if not config.overwrite:
+        state, before = checkpoint.read(config.output), checkpoint.finished(config.output, identity)
+        known = state["steps"] if state else max(before.steps, steps) if before else steps
+        check_same(config.output, {"steps": known}, {"steps": steps}, ADVICE)
     claim(config, config.output, free=["steps", "epochs"], pieces=PIECES, **made_with)
-    before = checkpoint.finished(config.output, identity)
     barrier()
     if before and before.steps == steps:
         return before.to(device)
     start = 0
     if before and not state:
-        if before.steps > steps:
-            check_same(config.output, {"steps": before.steps}, {"steps": steps}, ADVICE)
         model, start = TrainingAutoencoder.unfold(before, normalisation), before.steps
         console.print(f"training on from step {start}, where it was finished")
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.25 * (1 - (start + step) / steps)))
+    optimizer.param_groups[0]["initial_lr"] = config.lr
+    decay = partial(_decay, steps=steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, decay, last_epoch=start - 1)
     done = checkpoint.restore(state, model, optimizer, schedule) if state else start
     barrier()
 
@@ -131,6 +132,11 @@ def train(config: Train) -> SparseAutoencoder | None:
         _finish(config, recording, held_out, steps, identity, sae, supervision)
     barrier()
     return checkpoint.finished(config.output, identity).to(device)
+
+
+def _decay(step: int, steps: int) -> float:
+    """What the learning rate is multiplied with: 1 for a fifth of the steps, then less and less, 0 in the end."""
+    return min(1.0, 1.25 * (1 - step / steps))
 
 
 def _losses(model: TrainingAutoencoder, tokens: Tokens, normalisation: Normalisation, config: Train, k_aux: int):

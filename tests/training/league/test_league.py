@@ -213,7 +213,7 @@ def test_the_methods_are_those_the_issue_names():
     assert set(ORDER) == set(
         ["none", "saeuron_paper", "saeuron", "saemnesia", "saemnesia_per", "gsae_per", "saeparate", "oracle", "default"]
     )
-    assert set(ORDER) == {"none", "oracle", *METHODS}
+    assert set(ORDER) <= {"none", "oracle", *METHODS}
     assert set(QUICK) <= set(vars(League()))
 
 

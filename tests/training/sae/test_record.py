@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -5,6 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import training.sae.record
+from benchmarks.ldm import Size
+from benchmarks.random_sd15 import write
 from saeuron import Hookpoint, Recording, SaeuronError
 from training.diffusion.sampling import generate
 from training.sae.record import Record, record
@@ -197,3 +200,70 @@ def test_a_folder_begun_with_other_settings_is_refused_untouched(tmp_path, files
     with pytest.raises(SaeuronError, match=r"was made with .*: choose another folder"):
         record(recipe(tmp_path, **other))
     assert files(tmp_path) == before
+
+
+def test_a_batch_size_changes_neither_what_is_recorded_nor_whose_recording_it_is(tmp_path, files):
+    record(recipe(tmp_path, batch=4, images=4, images_per_shard=4, hookpoints=(NAME,)))
+    recorded = Recording(tmp_path / NAME)
+    record(recipe(tmp_path, batch=1, images=4, images_per_shard=4, hookpoints=(NAME,)))
+    assert Recording(tmp_path / NAME).settings_hash == recorded.settings_hash
+    record(recipe(tmp_path / "alone", batch=1, images=4, images_per_shard=4, hookpoints=(NAME,)))
+    together, alone = (
+        Recording(place / NAME).read("shard-00000.safetensors") for place in (tmp_path, tmp_path / "alone")
+    )
+    assert torch.equal(together.position, alone.position) and torch.equal(together.prompt, alone.prompt)
+    # half precision of sums that a batch of another size adds up in another order
+    torch.testing.assert_close(together.activations, alone.activations, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("first", [2, 3], ids=["whole shards", "a part of one"])
+def test_a_recording_grows_and_keeps_its_shards(tmp_path, files, model_calls, first):
+    (folder,) = record(recipe(tmp_path, images=first, hookpoints=(NAME,)))
+    before, model_calls[0] = files(folder), 0
+    record(recipe(tmp_path, images=6, hookpoints=(NAME,)))
+    grown, after = Recording(folder), files(folder)
+    assert all(after[name] == content for name, content in before.items() if name.startswith("shard-"))
+    assert grown.complete and len(grown.prompts) == 6 and len(grown) == 6 * 2 * 3, "images × steps × tokens a map"
+    places = torch.cat([grown.read(shard).prompt for shard in grown.shards]).unique()
+    assert places.tolist() == list(range(6))
+    (whole,) = record(recipe(tmp_path / "at once", images=6, hookpoints=(NAME,)))
+    assert Recording(whole).prompts == grown.prompts, "more images leave the first ones their prompts"
+    calls = model_calls[0]
+    record(recipe(tmp_path, images=6, hookpoints=(NAME,)))
+    assert model_calls[0] == calls, "what has grown is not drawn again"
+
+
+def test_a_recording_interrupted_while_it_grows_goes_on(tmp_path, interrupt_write):
+    record(recipe(tmp_path, images=3, hookpoints=(NAME,)))
+    interrupt_write(4, KeyboardInterrupt)  # prompts, manifest, config, a shard, and not its manifest
+    with pytest.raises(KeyboardInterrupt):
+        record(recipe(tmp_path, images=6, hookpoints=(NAME,)))
+    (folder,) = record(recipe(tmp_path, images=6, hookpoints=(NAME,)))
+    assert Recording(folder).complete and len(Recording(folder)) == 6 * 2 * 3
+
+
+def test_fewer_images_than_there_are_and_other_prompts_are_refused(tmp_path, files):
+    record(recipe(tmp_path, hookpoints=(NAME,)))
+    before = files(tmp_path)
+    with pytest.raises(SaeuronError, match="was made with 4 images and now it is 2"):
+        record(recipe(tmp_path, images=2, hookpoints=(NAME,)))
+    assert files(tmp_path) == before
+
+
+def test_another_model_at_the_same_path_is_noticed_and_no_path_is_kept(tmp_path, small_sd):
+    shutil.copyfile(small_sd, tmp_path / "sd.safetensors")
+    options = {"model": str(tmp_path / "sd.safetensors"), "height": 64, "width": 64, "images": 1}
+    options |= {"hookpoints": ("unet.up_blocks.1.attentions.1",)}
+    (folder,) = record(recipe(tmp_path / "out", **options))
+    model = Recording(folder).settings["model"]
+    assert model.startswith("sd@") and str(tmp_path) not in json.dumps(Recording(folder).settings)
+    write(tmp_path / "sd.safetensors", Size(unet=32, vae=32, clip=(64, 2)), seed=1)
+    with pytest.raises(SaeuronError, match=f"was made with model {model} and now it is sd@"):
+        record(recipe(tmp_path / "out", **options))
+
+
+def test_a_dry_run_tells_what_it_takes_and_writes_nothing(tmp_path, capsys):
+    Record(output=tmp_path / "out", images=1000, steps=50, dry_run=True, hookpoints=(NAME,)).run()
+    told = capsys.readouterr().out
+    assert ("1,000 pictures" in told and "50,000 denoising steps" in told and "0.211 GB" in told) or "211 MB" in told
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError, SparseAutoencoder, load_sae
+from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError, SparseAutoencoder, load_sae, save_sae
 from saeuron.recording import Tokens
 from training.sae.measure import measure
 from training.sae.train import Train, train
@@ -200,6 +200,74 @@ def test_a_checkpoint_of_other_settings_is_refused_untouched(recipe, files, inte
     ):
         train(recipe(**other))
     assert files(recipe().output) == before
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"k": 5}, {"lr": 1e-3}, {"steps": 29}], ids=lambda other: next(iter(other))
+)
+def test_a_finished_sae_is_never_overwritten_unless_the_user_says_so(recipe, files, other):
+    train(recipe())
+    before = files(recipe().output)
+    with pytest.raises(
+        SaeuronError, match=f"was made with {next(iter(other))} .* and now it is .*: choose another --out"
+    ):
+        train(recipe(**other))
+    assert files(recipe().output) == before
+    anew = train(recipe(**other, overwrite=True))
+    assert results(recipe().output) != {name: before[name] for name in RESULTS}
+    assert train(recipe(**other)).fingerprint == anew.fingerprint
+
+
+def test_somebody_else_s_sae_in_the_folder_is_refused(recipe, files):
+    sae = train(recipe(output=recipe().output / "first"))
+    save_sae(sae, recipe().output)
+    before = files(recipe().output)
+    with pytest.raises(SaeuronError, match=r"holds sae\.safetensors already, which was made otherwise"):
+        train(recipe())
+    assert files(recipe().output) == before
+
+
+def test_a_finished_training_goes_on_for_more_steps(recipe, capsys):
+    first = train(recipe(steps=20))
+    capsys.readouterr()
+    longer = train(recipe(steps=60))
+    assert "training on from step 20" in capsys.readouterr().err
+    assert longer.steps == 60 and longer.metrics["fvu"] < first.metrics["fvu"]
+    assert longer.config["identity"] == first.config["identity"]
+    assert not (recipe().output / "checkpoint.pt").exists()
+    assert train(recipe(steps=60)).fingerprint == longer.fingerprint
+
+
+def test_interrupted_while_it_goes_on_it_gives_the_same_files(recipe, tmp_path, interrupt_step, interrupt_write, files):
+    for name in ("at once", "steps", "writes"):
+        train(recipe(steps=20, output=tmp_path / name))
+    train(recipe(steps=40, output=tmp_path / "at once"))
+    interrupt_step(15)  # a checkpoint is at 24 and 32
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(steps=40, output=tmp_path / "steps"))
+    train(recipe(steps=40, output=tmp_path / "steps"))
+    assert results(tmp_path / "steps") == results(tmp_path / "at once")
+    for done in range(1, 5):  # two checkpoints and a last one, the SAE's first file
+        interrupt_write(done, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(steps=40, output=tmp_path / "writes"))
+    train(recipe(steps=40, output=tmp_path / "writes"))
+    assert results(tmp_path / "writes") == results(tmp_path / "at once")
+
+
+def test_a_dry_run_tells_what_it_takes_and_writes_nothing(recipe, capsys):
+    recipe(dry_run=True).run()
+    told = capsys.readouterr().out
+    assert "30 training steps" in told and f"{30 * 128:,} tokens" in told and "seconds of work" in told
+    assert not recipe().output.exists()
+
+
+def test_a_path_in_a_recording_of_today_does_not_reach_the_sae(recipe, tmp_path):
+    writer = RecordingWriter(tmp_path / "old", HOOKPOINT, D_IN, [{"prompt": "a cat"}] * 7, {"model": "/home/me/sd15"})
+    for shard in range(3):
+        writer.write(shard, synthetic(600, shard), seed=shard)
+    writer.finish()
+    assert train(recipe(recording=tmp_path / "old")).base_model == "sd15"
 
 
 def test_a_checkpoint_that_is_none_is_refused_by_name(recipe):
