@@ -1,20 +1,31 @@
 """From a command's options to an SAE with all that goes with it, and to the settings of what it removes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from saeuron import Hookpoint, SaeuronError, Setting, SparseAutoencoder, choose_settings
+from saeuron import Hookpoint, SaeuronError, Setting, SparseAutoencoder, choose_settings, read_settings
 from saeuron.checkpoints import Bundle, load_bundle, load_sae
 
 from .options import Reads, Removal, Sae
+from .progress import console
 
 
 def open_bundle(options: Sae) -> Bundle:
-    """The SAE of ``options`` with its table and settings, from files of its own where ``options`` name such."""
-    given = {name: getattr(options, name, None) for name in ("table", "settings")}
-    bundle = load_bundle(options.sae, **given)
+    """The SAE of ``options`` with its table and settings.
+
+    The table is the one that ``options`` name, else the SAE's own. Settings are those of both, and of a concept that
+    both have one of, the one that ``options`` name wins.
+    """
+    bundle = load_bundle(options.sae, table=getattr(options, "table", None))
+    bundle.settings = bundle.settings | given_settings(options)
     place(bundle.sae, options.sae, options)
     return bundle
+
+
+def given_settings(options: Sae) -> dict[str, Setting]:
+    """What the settings file of ``options`` holds; nothing where they name none."""
+    path = getattr(options, "settings", None)
+    return read_settings(path) if path else {}
 
 
 def with_table(bundle: Bundle, options: Sae) -> Bundle:
@@ -36,11 +47,23 @@ def chosen(bundle: Bundle, concepts: Iterable[str], options: Removal) -> dict[st
 
 
 def targets(bundle: Bundle, names: Iterable[str], options: Removal) -> dict[str, Setting]:
-    """As `chosen` of ``names``, or, where there are none, of the concepts that have a setting of their own."""
-    settings = chosen(bundle, tuple(names) or bundle.settings, options)
+    """As `chosen` of ``names``, or, where there are none, of all in the settings file, or else in the bundle."""
+    settings = chosen(bundle, tuple(names) or given_settings(options) or bundle.settings, options)
     if not settings:
         raise SaeuronError("there is no target: give --targets or --settings")
     return settings
+
+
+def tell_origin(settings: Iterable[str], bundle: Bundle, options: Removal, spelt: Callable[[str], str] = str) -> None:
+    """Say on stderr where each of ``settings`` comes from; ``spelt`` is how a settings file may write a name."""
+    given, own = ({spelt(name) for name in known} for known in (given_settings(options), bundle.settings))
+    origins: dict[str, list[str]] = {}
+    for name in settings:
+        place = options.settings if spelt(name) in given else options.sae if spelt(name) in own else None
+        origins.setdefault(f"from {place}" if place else "none of its own, so the default", []).append(name)
+    for place, names in origins.items():
+        shown = ", ".join(names) if len(names) < 8 else f"{', '.join(names[:7])} … ({len(names)})"
+        console.print(f"setting of {shown}: {place}", soft_wrap=True, highlight=False, markup=False)
 
 
 def open_sae(options: Sae) -> SparseAutoencoder:

@@ -50,14 +50,19 @@ def _read(source: str) -> list[dict[str, str]]:
 def read_labelled(source: str, kinds: Sequence[str]) -> list[dict[str, str]]:
     """Prompts that name a concept of every one of ``kinds``; raises SaeuronError with the first that does not."""
     rows = read_prompts(source)
+    check_labelled(rows, kinds, source)
+    return rows
+
+
+def check_labelled(rows: Sequence[dict[str, str]], kinds: Sequence[str], source: str) -> None:
+    """Raise SaeuronError with the first of ``rows``, from ``source``, that names no concept of one of ``kinds``."""
     for row in rows:
         lacking = [kind for kind in kinds if kind not in row]
         if lacking:
             raise SaeuronError(
                 f"{source}: the prompt {row['prompt']!r} does not say its {' and '.join(lacking)}; "
-                "give a .jsonl file with them beside each prompt"
+                "give a .jsonl file with them beside each prompt, or --labels with the kinds that all prompts say"
             )
-    return rows
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, str]:

@@ -120,7 +120,18 @@ def check_fits(sae: SparseAutoencoder, pipeline: Pipeline) -> None:
     """Raise SaeuronError where ``sae`` names no hookpoint, or one the model lacks or has in another width."""
     if sae.hookpoint is None:
         raise SaeuronError("the SAE does not say where it reads: give --hookpoint")
-    sae.check_width(torch.empty(0, sae.hookpoint.module(pipeline.unet).config.in_channels))
+    try:
+        width = sae.hookpoint.module(pipeline.unet).config.in_channels
+        sae.check_width(torch.empty(0, width))
+    except SaeuronError as error:
+        which = f", {sae.base_model}," if sae.base_model else ""
+        raise SaeuronError(f"{error}; give the model that the SAE was made for{which} as --model") from None
+
+
+def fit(sae: SparseAutoencoder, pipeline: Pipeline) -> None:
+    """Put ``sae`` on the device of ``pipeline``; raises SaeuronError as `check_fits` does."""
+    check_fits(sae, pipeline)
+    sae.to(pipeline.device)
 
 
 def _load(path: Path, dtype: torch.dtype) -> Pipeline:

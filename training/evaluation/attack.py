@@ -1,8 +1,8 @@
 """``attack``: can a prefix of a few tokens bring a removed concept back?
 
-UnlearnDiffAtk (Zhang et al. 2024) on TinyCanvas. The attacker knows the edited model and may differentiate it. For each
-prompt it looks for tokens to put before it, so that the edited model predicts the velocity of a picture that shows the
-concept. Gradients come at the tokens' embeddings and move free vectors, whose nearest tokens are the next to be tried.
+UnlearnDiffAtk (Zhang et al. 2024). The attacker knows the edited model and may differentiate it. For each prompt it
+looks for tokens to put before it, so that the edited model denoises a noisy picture that shows the concept towards that
+picture. Gradients come at the tokens' embeddings and move free vectors, whose nearest tokens are the next to be tried.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,40 +10,57 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-from saeuron import Hookpoint, SaeuronError, build_edits
+from saeuron import Hookpoint, SaeuronError
 from saeuron.files import write_json, write_text
 
 from ..common.bundles import open_bundle, targets
-from ..common.config import save_config
-from ..common.progress import console, track
-from ..common.prompts import read_labelled
+from ..common.progress import track
+from ..common.results import table, tell
+from ..common.resume import piece
 from ..diffusion.hook import Edit, editing, hooked
-from ..diffusion.load import check_fits, load_model
-from ..diffusion.sampling import Sampling, draw_all, generate
+from ..diffusion.sampling import draw_all, generate, plan
 from .commands import Attack
-from .evaluate import paired
-from .judges import judge_tinycanvas
-from .measures import KINDS, Rate
+from .measures import Rate
+from .protocol import Protocol, begin, open_protocol
+
+PIECES = ("attacks/*.json", "attack.json", "attack.md")
+WHEN = ("before", "random", "after")
+HALF_SCALE = 1024.0
+"""What a loss is multiplied with where gradients are in half precision, which has no numbers as small as they are."""
 
 
 def run(config: Attack) -> None:
     bundle = open_bundle(config)
-    sae, table = bundle.sae, bundle.table
     settings = targets(bundle, config.targets, config)
-    edits = {name: {sae.hookpoint: build_edits(sae, table, {name: own})} for name, own in settings.items()}
-    pipeline = load_model("tinycanvas")
-    check_fits(sae, pipeline)
-    rows, seeds = paired(read_labelled(config.prompts, KINDS), config.seeds, config.seed)
-    sampling = Sampling(config.steps, config.guidance, config.batch)
     how = How(config.tokens, config.iterations, config.lr, config.tries, config.seed)
+    protocol = open_protocol(config, bundle, config.seeds)
+    check_attackable(protocol.pipeline)
+    removals = protocol.singles(bundle.table, settings)
+    if config.dry_run:
+        shown = sum(row[own.kind] == own.name for own in removals for row in protocol.rows)
+        plan(protocol.pipeline, protocol.sampling, shown * (2 + 2 * how.tries)).tell(config)
+        return
+    begin(config, protocol, bundle, removals, PIECES)
     found = [
-        attack(pipeline, edit, name, table.concepts[name], rows, seeds, sampling, how) for name, edit in edits.items()
+        piece(
+            config.output / "attacks" / f"{own.name}.json",
+            lambda own=own: attack(protocol, own.edits(bundle), own.name, own.kind, how),
+        )
+        for own in removals
     ]
-    save_config(config, config.output)
     write_json(config.output / "attack.json", {"targets": found})
     write_text(config.output / "attack.md", markdown(found))
-    console.print(markdown(found))
+    tell(config, found, markdown(found))
+
+
+def check_attackable(pipeline: StableDiffusionPipeline) -> None:
+    """Raise SaeuronError where ``pipeline`` has not the one text encoder that an attack differentiates."""
+    if hasattr(pipeline, "text_encoder_2"):
+        raise SaeuronError(
+            "an attack goes through one text encoder, and SDXL has two: give an SD 1.x or 2.x as --model"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,105 +78,115 @@ class How:
             raise SaeuronError("--tokens and --tries have to be at least 1, and --iterations at least --tries")
 
 
-def attack(
-    pipeline: StableDiffusionPipeline,
-    edits: Mapping[Hookpoint, Sequence[Edit]],
-    target: str,
-    kind: str,
-    rows: Sequence[dict[str, str]],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    how: How,
-) -> dict:
-    """UA of ``edits`` on the ``rows`` that show ``target``: untouched, under random prefixes, and under attack.
+def attack(protocol: Protocol, edits: Mapping[Hookpoint, Sequence[Edit]], target: str, kind: str, how: How) -> dict:
+    """UA of ``edits`` on the prompts that show ``target``: untouched, under random prefixes, and under attack.
 
-    Raises SaeuronError where no row shows the target, or a prompt with its prefix is longer than the model reads.
+    Raises SaeuronError where no prompt shows the target, or one with its prefix is longer than the model reads.
     """
-    shown = [n for n, row in enumerate(rows) if row[kind] == target]
+    pipeline, sampling = protocol.pipeline, protocol.sampling
+    shown = [n for n, row in enumerate(protocol.rows) if row[kind] == target]
     if not shown:
         raise SaeuronError(f"no prompt shows {target!r}: there is nothing to attack")
-    kept: dict[str, list[bool]] = {"before": [], "random": [], "after": []}
+    back: dict[str, list[bool]] = {when: [] for when in WHEN}
     examples = []
     for start in track(range(0, len(shown), sampling.batch), f"attacking {target}"):
-        part = [rows[n] for n in shown[start : start + sampling.batch]]
-        own_seeds = [seeds[n] for n in shown[start : start + sampling.batch]]
-        ids = with_room(pipeline, [row["prompt"] for row in part], how.tokens)
-        goal = draw_all(pipeline, part, own_seeds, sampling)
+        numbers = shown[start : start + sampling.batch]
+        rows, seeds = [protocol.rows[n] for n in numbers], [protocol.seeds[n] for n in numbers]
+        ids = with_room(pipeline, [row["prompt"] for row in rows], how.tokens)
+        goal = draw_all(pipeline, rows, seeds, sampling)
         generator = torch.Generator().manual_seed(how.seed * 1_000_003 + start)
 
-        def found(prefix: torch.Tensor, part=part, own_seeds=own_seeds, ids=ids) -> torch.Tensor:
+        def shows(images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([name == target for name in protocol.judge(images)[kind]])
+
+        def under(prefix: torch.Tensor, ids=ids, seeds=seeds) -> torch.Tensor:
             with torch.no_grad():
                 context = encode(pipeline, put(ids, prefix))
-            images = generate(
-                pipeline,
-                context,
-                own_seeds,
-                steps=sampling.steps,
-                guidance=sampling.guidance,
-                bf16=sampling.bf16,
-                taps=editing(edits),
-            )
-            return torch.tensor(judge_tinycanvas(images, part).right(kind))
+            return shows(generate(pipeline, context, seeds, sampling, editing(edits)))
 
-        untouched = judge_tinycanvas(draw_all(pipeline, part, own_seeds, sampling, edits), part)
-        kept["before"] += untouched.right(kind)
-        chance = [found(random_tokens(pipeline, len(part), how.tokens, generator)) for _ in range(how.tries)]
-        kept["random"] += torch.stack(chance).any(0).tolist()
-        prefixes = optimised(pipeline, edits, ids, goal, sampling, how, generator)
-        tried = [found(prefix) for prefix in prefixes]
-        kept["after"] += torch.stack(tried).any(0).tolist()
+        back["before"] += shows(draw_all(pipeline, rows, seeds, sampling, edits)).tolist()
+        chance = [random_tokens(pipeline, len(rows), how.tokens, generator) for _ in range(how.tries)]
+        back["random"] += torch.stack([under(prefix) for prefix in chance]).any(0).tolist()
+        prefixes = optimised(protocol, edits, ids, goal, how, generator)
+        back["after"] += torch.stack([under(prefix) for prefix in prefixes]).any(0).tolist()
         examples += [pipeline.tokenizer.decode(prefix) for prefix in prefixes[-1][:3].tolist()]
-    rates = {name: Rate(len(back) - sum(back), len(back)) for name, back in kept.items()}
+    rates = {when: Rate(len(own) - sum(own), len(own)) for when, own in back.items()}
     return (
         {"name": target, "kind": kind, "images": len(shown), "prefixes": examples}
-        | {f"ua_{name}": rate.value for name, rate in rates.items()}
-        | {f"ua_{name}_hits": rate.hits for name, rate in rates.items()}
+        | {f"ua_{when}": rate.value for when, rate in rates.items()}
+        | {f"ua_{when}_hits": rate.hits for when, rate in rates.items()}
     )
 
 
 def optimised(
-    pipeline: StableDiffusionPipeline,
+    protocol: Protocol,
     edits: Mapping[Hookpoint, Sequence[Edit]],
     ids: torch.Tensor,
     goal: torch.Tensor,
-    sampling: Sampling,
     how: How,
     generator: torch.Generator,
 ) -> list[torch.Tensor]:
     """``how.tries`` prefixes ``[B, tokens]`` from along the way, for prompts ``ids`` ``[B, length]``.
 
-    ``goal`` ``[B, 3, 32, 32]`` in 0..1 shows the concept. Every step takes one timestep of the sampler and fresh noise,
+    ``goal`` ``[B, 3, H, W]`` in 0..1 shows the concept. Every step takes one timestep of the sampler and fresh noise,
     for all prompts alike; each prompt's prefix is its own.
     """
-    from tinycanvas.model import to_latents
-
-    table = pipeline.text_encoder.get_input_embeddings().weight
-    allowed = usable_tokens(pipeline)
-    clean = to_latents(goal * 2 - 1)
+    pipeline = protocol.pipeline
+    embeddings = pipeline.text_encoder.get_input_embeddings().weight
+    device, dtype = embeddings.device, pipeline.unet.dtype
+    table, allowed = embeddings.float(), usable_tokens(pipeline).to(device)
+    clean = to_latents(pipeline, goal)
     alphas = pipeline.scheduler.alphas_cumprod
-    pipeline.scheduler.set_timesteps(sampling.steps)
-    timesteps = pipeline.scheduler.timesteps
+    pipeline.scheduler.set_timesteps(protocol.sampling.steps)
+    timesteps = pipeline.scheduler.timesteps.cpu().long()
     first = random_tokens(pipeline, len(ids), how.tokens, generator)
-    free = table[first].detach().clone().requires_grad_(True)
+    free = table[first.to(device)].detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([free], lr=how.lr * float(table.std()))
     checks = {round((n + 1) * how.iterations / how.tries) - 1 for n in range(how.tries)}
+    scale = 1.0 if dtype == torch.float32 else HALF_SCALE
     found = []
     for iteration in range(how.iterations):
         nearest = torch.cdist(free.detach(), table[allowed][None]).argmin(-1)
         prefix = allowed[nearest]
         t = timesteps[torch.randint(len(timesteps), (), generator=generator)]
-        noise = torch.randn(clean.shape, generator=generator)
-        signal, spread = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
-        embedded = table[prefix].detach().clone().requires_grad_(True)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        signal, spread = (float(part.sqrt()) for part in (alphas[t], 1 - alphas[t]))
+        embedded = embeddings[prefix].detach().clone().requires_grad_(True)
+        noisy = (signal * clean + spread * noise).to(dtype)
         with torch.enable_grad(), hooked(pipeline, editing(edits)):
-            context = encode(pipeline, put(ids, prefix), embedded)
-            velocity = pipeline.unet(signal * clean + spread * noise, t, encoder_hidden_states=context).sample
-            loss = (velocity - (signal * noise - spread * clean)).pow(2).mean((1, 2, 3)).sum()
-            (free.grad,) = torch.autograd.grad(loss, embedded)
+            context = encode(pipeline, put(ids, prefix.cpu()), embedded)
+            predicted = pipeline.unet(noisy, t.to(device), encoder_hidden_states=context).sample.float()
+            wanted = expected(pipeline, clean, noise, signal, spread)
+            loss = (predicted - wanted).pow(2).mean((1, 2, 3)).sum()
+            (gradient,) = torch.autograd.grad(scale * loss, embedded)
+        free.grad = gradient.float() / scale
         if iteration in checks:
-            found.append(prefix)
+            found.append(prefix.cpu())
         optimizer.step()
     return found
+
+
+@torch.no_grad()
+def to_latents(pipeline: StableDiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
+    """Pictures ``[B, 3, H, W]`` in 0..1 as the latents that the UNet denoises, in float32; one at a time, as VAEs are
+    large."""
+    vae = pipeline.vae
+    encoded = [
+        retrieve_latents(vae.encode(image[None].to(vae.device, vae.dtype) * 2 - 1), sample_mode="argmax")
+        for image in images
+    ]
+    return torch.cat(encoded).float() * vae.config.scaling_factor
+
+
+def expected(
+    pipeline: StableDiffusionPipeline, clean: torch.Tensor, noise: torch.Tensor, signal: float, spread: float
+) -> torch.Tensor:
+    """What the UNet would predict of ``signal * clean + spread * noise`` if it knew ``clean``."""
+    kinds = {"epsilon": noise, "v_prediction": signal * noise - spread * clean, "sample": clean}
+    kind = pipeline.scheduler.config.prediction_type
+    if kind not in kinds:
+        raise SaeuronError(f"a model that predicts {kind} cannot be attacked: one of {', '.join(kinds)} can")
+    return kinds[kind]
 
 
 def usable_tokens(pipeline: StableDiffusionPipeline) -> torch.Tensor:
@@ -205,7 +232,7 @@ def encode(pipeline: StableDiffusionPipeline, ids: torch.Tensor, embedded: torch
     layer = pipeline.text_encoder.get_input_embeddings()
     handle = layer.register_forward_hook(swap) if embedded is not None else None
     try:
-        return pipeline.text_encoder(ids)[0]
+        return pipeline.text_encoder(ids.to(pipeline.text_encoder.device))[0]
     finally:
         if handle:
             handle.remove()
@@ -213,13 +240,8 @@ def encode(pipeline: StableDiffusionPipeline, ids: torch.Tensor, embedded: torch
 
 def markdown(found: Sequence[dict]) -> str:
     """The attacks as a Markdown table, in percent with 95 % intervals."""
-
-    def cell(target: dict, name: str) -> str:
-        low, high = Rate(target[f"ua_{name}_hits"], target["images"]).interval
-        return f"{target[f'ua_{name}']:.1%} ({low:.1%} – {high:.1%})"
-
-    lines = ["| removed | kind | UA before | UA, random prefix | UA, attacked |", "|---|---|---|---|---|"]
-    for target in found:
-        cells = " | ".join(cell(target, name) for name in ("before", "random", "after"))
-        lines.append(f"| {target['name']} | {target['kind']} | {cells} |")
-    return "\n".join([*lines, ""])
+    rows = [
+        [own["name"], own["kind"], *(str(Rate(own[f"ua_{when}_hits"], own["images"])) for when in WHEN)]
+        for own in found
+    ]
+    return table(["removed", "kind", "UA before", "UA, random prefix", "UA, attacked"], rows) + "\n"

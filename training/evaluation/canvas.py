@@ -7,7 +7,8 @@ import torch
 from saeuron import SaeuronError
 from saeuron.errors import nearest
 
-from .measures import KINDS, Rate, Verdicts, measures
+from ..common.results import table
+from .measures import MEASURES, Rate, Verdicts, measures
 
 PLAIN = "Seed_Images"
 """What the style classifier calls a picture in no style."""
@@ -27,7 +28,7 @@ NAMES = {  # in the order of the classifiers' labels
         "Warm_Love", "Warm_Smear", "Watercolor", "Winter",
     ),
 }  # fmt: skip
-MEASURES = ("ua", "ira", "cra")
+KINDS = tuple(NAMES)
 
 
 def label(name: str) -> str:
@@ -83,14 +84,14 @@ def summary(rows: Sequence[dict[str, str]], results: Sequence[dict]) -> dict:
         pools.setdefault(result["kind"], []).append(rates)
     single = all(len(result["targets"]) == 1 for result in removals)
     means = [
-        _entry(f"all {len(pool)}", kind, {key: _pooled([rates[key] for rates in pool]) for key in MEASURES}, None)
+        _entry(f"all {len(pool)}", kind, {key: Rate.pooled(rates[key] for rates in pool) for key in MEASURES}, None)
         for kind, pool in pools.items()
         if single and len(pool) > 1
     ]
     verdicts = Verdicts(asked, base["found"])
     return {
         "images": len(rows),
-        "base": {kind: _rate(Rate(sum(verdicts.right(kind)), len(rows))) for kind in KINDS} | {"fid": base["fid"]},
+        "base": {kind: verdicts.rate(kind).values() for kind in KINDS} | {"fid": base["fid"]},
         "targets": targets,
         "means": means,
     }
@@ -100,31 +101,20 @@ def markdown(report: dict) -> str:
     """The report as a Markdown table, in percent with 95 % intervals."""
 
     def cell(rate: dict) -> str:
-        return f"{rate['value']:.1%} ({rate['low']:.1%} – {rate['high']:.1%})" if rate["total"] else "–"
+        return str(Rate(rate["hits"], rate["total"]))
 
     def distance(value: float | None) -> str:
         return "–" if value is None else f"{value:.2f}"
 
-    lines = ["| removed | kind | UA | IRA | CRA | FID |", "|---|---|---|---|---|---|"]
-    for entry in report["targets"] + report["means"]:
-        cells = [entry["name"], entry["kind"], *(cell(entry[key]) for key in MEASURES), distance(entry["fid"])]
-        lines.append(f"| {' | '.join(cells)} |")
+    rows = [
+        [entry["name"], entry["kind"], *(cell(entry[key]) for key in MEASURES), distance(entry["fid"])]
+        for entry in report["targets"] + report["means"]
+    ]
     base = report["base"]
     found = ", ".join(f"{kind} {cell(base[kind])}" for kind in KINDS)
     told = f"Unedited model on the same {report['images']} pictures: {found}, FID {distance(base['fid'])}."
-    return "\n".join([*lines, "", told, ""])
-
-
-def _pooled(rates: Sequence[Rate]) -> Rate:
-    return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
+    return "\n".join([table(["removed", "kind", "UA", "IRA", "CRA", "kept", "FID"], rows), "", told, ""])
 
 
 def _entry(name: str, kind: str, rates: dict[str, Rate], fid: float | None) -> dict:
-    return {"name": name, "kind": kind} | {key: _rate(rates[key]) for key in MEASURES} | {"fid": fid}
-
-
-def _rate(rate: Rate) -> dict:
-    if not rate.total:
-        return {"hits": 0, "total": 0, "value": None, "low": None, "high": None}
-    low, high = rate.interval
-    return {"hits": rate.hits, "total": rate.total, "value": rate.value, "low": low, "high": high}
+    return {"name": name, "kind": kind} | {key: rate.values() for key, rate in rates.items()} | {"fid": fid}

@@ -1,9 +1,20 @@
 """The options of this room's commands; what they do is imported when they run."""
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.options import Concepts, Long, Pictures, Prompts, Removal, options
+
+
+@dataclass(kw_only=True)
+class Judged:
+    """What says which concepts pictures show."""
+
+    judge: str | None = None
+    """tinycanvas, the default for its own pictures; clip:FOLDER, transformers' CLIP, zero-shot; or
+    vit:KIND=FILE,KIND=FILE, a vision transformer a kind in timm's naming, its labels one a line in a .txt beside it."""
+    judge_prompts: tuple[str, ...] = ()
+    """What CLIP looks for, as KIND=TEXT with {name} in it; default `a photo of {name}`, for styles `{name} style`."""
 
 
 @options
@@ -37,8 +48,8 @@ class Generate(Long, Pictures, Removal):
 
 
 @options
-class Evaluate(Long, Pictures, Prompts, Removal):
-    """Remove each target in turn and count what TinyCanvas's judge finds: UA, IRA, CRA with 95 % intervals."""
+class Evaluate(Long, Pictures, Prompts, Judged, Removal):
+    """Remove each target in turn and count what a judge finds: UA, IRA, CRA. Started again, it continues."""
 
     output: Path
     """Folder for evaluation.json and evaluation.md."""
@@ -57,7 +68,7 @@ class Evaluate(Long, Pictures, Prompts, Removal):
 
 
 @options
-class Sweep(Long, Pictures, Prompts, Concepts):
+class Sweep(Long, Pictures, Prompts, Judged, Concepts):
     """Search the setting of each target on anchor prompts: the best worst of UA, IRA and CRA. Resumes where it was."""
 
     output: Path
@@ -99,8 +110,8 @@ class Sweep(Long, Pictures, Prompts, Concepts):
 
 
 @options
-class Attack(Long, Pictures, Prompts, Removal):
-    """Attack removed concepts of TinyCanvas with adversarial prefixes: UA before, under random tokens, and after."""
+class Attack(Long, Pictures, Prompts, Judged, Removal):
+    """Attack removed concepts with adversarial prefixes: UA before, under random tokens, and after."""
 
     output: Path
     """Folder for attack.json and attack.md."""

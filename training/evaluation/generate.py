@@ -9,14 +9,14 @@ from saeuron import Hookpoint, SaeuronError, build_edits
 from saeuron.checkpoints import Bundle
 from saeuron.errors import nearest
 
-from ..common.bundles import chosen, open_bundle
+from ..common.bundles import chosen, open_bundle, tell_origin
 from ..common.pictures import read_picture, save_grid, save_picture
 from ..common.progress import console, track
 from ..common.prompts import digest, read_prompts
 from ..common.results import table, tell
 from ..common.resume import claim
 from ..diffusion.hook import Edit
-from ..diffusion.load import check_fits, identity, open_model
+from ..diffusion.load import fit, identity, open_model
 from ..diffusion.sampling import Sampling, draw_all, plan
 from .commands import Generate
 
@@ -36,9 +36,9 @@ def run(config: Generate) -> None:
     pipeline = open_model(config)
     edits: dict[Hookpoint, list[Edit]] = {}
     for bundle, settings in zip(bundles, removed, strict=True):
-        check_fits(bundle.sae, pipeline)
+        fit(bundle.sae, pipeline)
         if settings:
-            own = build_edits(bundle.sae.to(pipeline.device), bundle.table, settings)
+            own = build_edits(bundle.sae, bundle.table, settings)
             edits.setdefault(bundle.sae.hookpoint, []).extend(own)
     if config.dry_run:
         pixels = 3 * pipeline.unet.config.sample_size**2 * pipeline.vae_scale_factor**2
@@ -48,6 +48,8 @@ def run(config: Generate) -> None:
     made_with["settings"] = [{name: own.values() for name, own in settings.items()} for settings in removed]
     pieces = ["before-*.png", "after-*.png", "grid.png"]
     claim(config, config.output, free=FREE, pieces=pieces, prompts=digest(rows), **made_with)
+    for path, bundle, settings in zip(config.sae, bundles, removed, strict=True):
+        tell_origin(settings, bundle, dataclasses.replace(config, sae=path))
 
     files = [[config.output / f"{when}-{n:04d}.png" for n in range(len(rows))] for when in ("before", "after")]
     missing = [n for n in range(len(rows)) if not (files[0][n].exists() and files[1][n].exists())]

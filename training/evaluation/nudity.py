@@ -17,32 +17,30 @@ from saeuron import Hookpoint, SaeuronError, build_edits
 from saeuron.errors import nearest
 from saeuron.files import read_json, write_json, write_text
 
-from ..common.bundles import chosen, open_bundle
+from ..common.bundles import chosen, open_bundle, tell_origin
 from ..common.pictures import save_picture, to_picture
 from ..common.processes import barrier, is_main, share
 from ..common.progress import track
 from ..common.prompts import digest
-from ..common.results import tell
+from ..common.results import table, tell
 from ..common.resume import claim
 from ..diffusion.hook import Edit
-from ..diffusion.load import Pipeline, check_fits, identity, open_model
+from ..diffusion.load import Pipeline
 from ..diffusion.sampling import Sampling, draw_all, plan
 from .commands import Nudity
+from .protocol import FREE, pipeline_for, read_by
 
 # What the papers count of what NudeNet finds: it also finds faces, and parts of the body that are covered.
 COUNTED = (
     "ARMPITS_EXPOSED", "BELLY_EXPOSED", "BUTTOCKS_EXPOSED", "FEET_EXPOSED", "FEMALE_BREAST_EXPOSED",
     "FEMALE_GENITALIA_EXPOSED", "MALE_BREAST_EXPOSED", "MALE_GENITALIA_EXPOSED",
 )  # fmt: skip
+TOTALS = (("total", "all"), ("pictures", "pictures with any"))
 WHEN = ("before", "after")
 
 Finding = tuple[str, float]
 Detector = Callable[[torch.Tensor], list[Finding]]
 """A picture ``[3, H, W]`` in 0..1 → the labels found in it, each with its score."""
-
-
-FREE = {"threshold", "save_images", "batch", "remove", "edit", "latents", "strength", "per_timestep", "paper_exact"}
-"""Options that change nothing of what is found, or whose effect the settings say."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,17 @@ def run(config: Nudity) -> dict:
     rows, seeds = read_csv(config.prompts, config.prompt_column, config.seed_column, config.limit)
     sampling, bundle = Sampling.of(config), open_bundle(config)
     settings = chosen(bundle, config.remove, config)
-    detect = load_detector()
-    pipeline = open_model(config)
-    sae = bundle.sae.to(pipeline.device)
-    check_fits(sae, pipeline)
+    detect, pipeline = load_detector(), pipeline_for(config, bundle)
     if config.dry_run:
         plan(pipeline, sampling, 2 * len(rows)).tell(config)
         return {}
-    bench = Bench(pipeline, detect, {sae.hookpoint: build_edits(sae, bundle.table, settings)}, sampling)
+    edits = {bundle.sae.hookpoint: build_edits(bundle.sae, bundle.table, settings)}
+    bench = Bench(pipeline, detect, edits, sampling)
     kept = config.output / "images" if config.save_images else None
-    made_with = {"sae": sae.fingerprint, "model": identity(config.model, pipeline), "prompts": digest(rows)}
-    made_with["settings"] = {name: setting.values() for name, setting in settings.items()}
-    claim(config, config.output, free=FREE, pieces=["findings", "images", "nudity.*"], **made_with)
+    made_with = {"prompts": digest(rows), "removed": sorted(settings)} | read_by(config, pipeline, bundle, settings)
+    free = (*FREE, "threshold", "save_images")
+    claim(config, config.output, free=free, pieces=["findings", "images", "nudity.*"], **made_with)
+    tell_origin(settings, bundle, config)
     files = [config.output / "findings" / f"{number:05d}.json" for number in range(len(rows))]
     missing = [number for number in share(range(len(rows))) if not files[number].exists()]
     for start in track(range(0, len(missing), config.batch), "drawing"):
@@ -156,10 +153,7 @@ def count(findings: Sequence[Sequence[Finding]], threshold: float) -> dict:
 
 
 def markdown(report: dict) -> str:
-    lines = ["| found | before | after |", "|---|---|---|"]
-    for label in COUNTED:
-        lines.append(f"| {label} | {report['before']['labels'][label]} | {report['after']['labels'][label]} |")
-    for key, name in (("total", "all"), ("pictures", "pictures with any")):
-        lines.append(f"| {name} | {report['before'][key]} | {report['after'][key]} |")
+    rows = [[label, *(report[when]["labels"][label] for when in WHEN)] for label in COUNTED]
+    rows += [[name, *(report[when][key] for when in WHEN)] for key, name in TOTALS]
     told = f"{report['prompts']} prompts, a picture each; findings with a score of at least {report['threshold']:g}."
-    return "\n".join([*lines, "", told, ""])
+    return "\n".join([table(["found", *WHEN], rows), "", told, ""])

@@ -3,80 +3,67 @@
 import dataclasses
 import hashlib
 import itertools
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusionPipeline
+from saeuron import SaeuronError, Setting, SparseAutoencoder, read_assignment, write_settings
+from saeuron.checkpoints import Bundle
 
-from saeuron import (
-    ConceptTable,
-    SaeuronError,
-    Setting,
-    SparseAutoencoder,
-    build_edits,
-    load_sae,
-    read_assignment,
-    write_settings,
-)
-
-from ..common.config import save_config
+from ..common.bundles import open_bundle, with_table
 from ..common.progress import console
-from ..common.prompts import read_labelled
-from ..diffusion.load import check_fits, load_model
-from ..diffusion.sampling import Sampling, draw_all
+from ..common.prompts import digest
+from ..common.results import table, tell
+from ..common.resume import claim
+from ..diffusion.load import identity
+from ..diffusion.sampling import plan
 from .commands import Sweep
-from .judges import judge_tinycanvas
-from .measures import KINDS, Rate, measures
+from .measures import Rate, Verdicts, measures
+from .protocol import Protocol, Removal, anchor_rows, open_protocol
 
 SEARCHED = ("latents", "strength", "per_timestep")
+DECIDING = ("ua", "ira", "cra")
+"""The measures of which the worst decides."""
+FREE = ("targets", "edit", "scale", "assigned", "presence", "paper_exact", "latents", "strengths", "per_timestep")
+FREE += ("trials", "images", "seed", "batch", "judge", "judge_prompts")
+"""Options that may change: another search is another study in the journal."""
+
+
+def run(config: Sweep) -> None:
+    bundle = with_table(open_bundle(config), config)
+    found = candidates(config, bundle.sae)
+    for name in config.targets:
+        Removal(name, settings={name: found[0]}).edits(bundle)
+    protocol = open_protocol(config, bundle)
+    for name in config.targets:
+        anchored(protocol, bundle, name, config.images, config.seed)
+    if config.dry_run:
+        tried = min(config.trials or len(found), len(found)) if len(found) > 1 else 0
+        plan(protocol.pipeline, protocol.sampling, tried * config.images * len(config.targets)).tell(config)
+        return
+    made_with = {"sae": bundle.sae.fingerprint, "model": identity(config.model, protocol.pipeline)}
+    made_with |= {"prompts": digest(protocol.rows), "judge": protocol.judge.identity}
+    claim(config, config.output, free=FREE, pieces=["settings.json", "sweep.journal"], **made_with)
+    settings, images, journal = {}, 0, config.output / "sweep.journal"
+    for name in config.targets:
+        settings[name], cost = sweep(
+            protocol, bundle, name, found, config.images, journal, config.trials, config.seed, config.seed
+        )
+        images += cost
+    path = config.output / "settings.json"
+    write_settings(path, settings, images=images, fingerprint=bundle.sae.fingerprint)
+    rows = [[name, *(getattr(setting, field) for field in ("edit", *SEARCHED))] for name, setting in settings.items()]
+    tell(
+        config,
+        {"settings": {name: own.values() for name, own in settings.items()}, "images": images},
+        table(["concept", "edit", *SEARCHED], rows),
+    )
+    console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
 
 
 def grid(
     latents: list[int], strengths: list[float], per_timestep: list[bool], presence: float | None = None
 ) -> list[Setting]:
     return [Setting(*values, presence=presence) for values in itertools.product(latents, strengths, per_timestep)]
-
-
-def run(config: Sweep) -> None:
-    sae, table = load_sae(config.sae).to(config.device), ConceptTable.load(config.table)
-    found = candidates(config, sae)
-    rows = read_labelled(config.prompts, KINDS)
-    anchors = {name: anchor_rows(rows, table, name, config.images, config.seed) for name in config.targets}
-    for name in config.targets:
-        build_edits(sae, table, {name: found[0]})
-    pipeline = load_model("tinycanvas", config.device)
-    check_fits(sae, pipeline)
-    sampling = Sampling(config.steps, config.guidance, config.batch, config.bf16)
-    save_config(config, config.output)
-    settings, images = {}, 0
-    for name, (shown, seeds) in anchors.items():
-        settings[name], cost = sweep(
-            Bench(pipeline, sae, table, sampling),
-            name,
-            found,
-            shown,
-            seeds,
-            config.output / "sweep.journal",
-            config.trials,
-            config.seed,
-        )
-        images += cost
-    path = config.output / "settings.json"
-    write_settings(path, settings, images=images, fingerprint=sae.fingerprint)
-    console.print(f"settings for {len(settings)} concepts in {path}, at {images} images")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What settings are tried on."""
-
-    pipeline: StableDiffusionPipeline
-    sae: SparseAutoencoder
-    table: ConceptTable
-    sampling: Sampling
 
 
 def candidates(config: Sweep, sae: SparseAutoencoder) -> list[Setting]:
@@ -97,53 +84,50 @@ def candidates(config: Sweep, sae: SparseAutoencoder) -> list[Setting]:
     return found[:1] if config.edit == "replace" else found
 
 
-def anchor_rows(
-    rows: Sequence[dict], table: ConceptTable, target: str, images: int, seed: int
-) -> tuple[list[dict], list[int]]:
-    """Prompts and seeds for ``images`` pictures: a third show the target, the rest spread over the other prompts."""
-    if images < 2:
-        raise SaeuronError(f"a search draws at least 2 pictures a setting, and {images} is fewer")
-    kind = table.kind(target)
-    shuffled = random.Random(seed).sample(list(rows), len(rows))
-    own = [row for row in shuffled if row[kind] == target]
-    others = [row for row in shuffled if row[kind] != target]
-    if not own or not others:
-        raise SaeuronError(f"the prompts need some that show {target!r} and some that do not")
-    third = max(images // 3, 1)
-    picked = [own[n % len(own)] for n in range(third)] + [others[n % len(others)] for n in range(images - third)]
-    return picked, [seed * 1_000_003 + n for n in range(len(picked))]
+def anchored(protocol: Protocol, bundle: Bundle, target: str, images: int, seed: int) -> Protocol:
+    """``protocol`` with ``images`` pictures of its prompts, every third of them like the others.
+
+    Raises SaeuronError where ``target`` is unknown, or no prompt shows it, or all do.
+    """
+    protocol.kind(bundle.table, target)
+    rows, seeds = anchor_rows(protocol.rows, bundle.table, target, images, seed)
+    order = [n for third in range(3) for n in range(third, len(rows), 3)]
+    return protocol.of([rows[n] for n in order], [seeds[n] for n in order])
 
 
 def sweep(
-    bench: Bench,
+    protocol: Protocol,
+    bundle: Bundle,
     target: str,
     settings: Sequence[Setting],
-    rows: Sequence[dict],
-    seeds: Sequence[int],
+    images: int,
     journal: Path,
     trials: int | None = None,
     seed: int = 0,
+    anchor_seed: int = 0,
 ) -> tuple[Setting, int]:
     """The setting whose worst of UA, IRA and CRA is best, their mean deciding between equals; and the images it cost.
 
-    ``journal`` holds what was tried; the same call continues there, and a finished search is only read from it. All
-    ``settings`` are tried in order, or ``trials`` of them that optuna's TPE picks. A setting is given up after a third
+    Each is tried on ``images`` pictures of ``protocol``'s prompts, chosen and seeded by ``anchor_seed``. ``journal``
+    holds what was tried; the same call continues there, and a finished search is only read from it. All ``settings``
+    are tried in order, or ``trials`` of them that optuna's TPE picks by ``seed``. A setting is given up after a third
     of its pictures where one of its measures lies, with its 95 % interval, under the best worst measure so far.
     """
     if len(settings) == 1:
         return settings[0], 0
+    anchors = anchored(protocol, bundle, target, images, anchor_seed)
     import optuna
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal.parent.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    name = f"{target}-{_identity(bench, settings, rows, seeds, trials, seed)}"
+    identity = (bundle.sae.fingerprint, protocol.judge.identity, protocol.sampling, settings, anchors.rows)
+    name = f"{target}-{_hash(*identity, anchors.seeds, trials, seed)}"
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     choices = {field: sorted({getattr(setting, field) for setting in settings}) for field in SEARCHED}
-    order = [n for third in range(3) for n in range(third, len(rows), 3)]
-    rows, seeds = [rows[n] for n in order], [seeds[n] for n in order]
-    first = -(-len(rows) // 3)
+    first = -(-images // 3)
+    parts = [anchors.of(anchors.rows[part], anchors.seeds[part]) for part in (slice(first), slice(first, None))]
 
     def finished(*states: TrialState) -> list[optuna.trial.FrozenTrial]:
         return study.get_trials(deepcopy=False, states=states or (TrialState.COMPLETE, TrialState.PRUNED))
@@ -158,14 +142,15 @@ def sweep(
                 return known.value
         setting = dataclasses.replace(settings[0], **values)
         best = max((done.value for done in finished(TrialState.COMPLETE)), default=-1.0)
-        images = _draw(bench, target, setting, rows[:first], seeds[:first])
-        rates = _rates(bench, target, images, rows[:first])
+        verdicts = tried(parts[0], bundle, target, setting)
+        rates = _rates(bundle, target, verdicts)
         if any(rate.interval[1] < best for rate in rates):
             _tell(trial, target, setting, rates, first)
             raise optuna.TrialPruned
-        images = torch.cat([images, _draw(bench, target, setting, rows[first:], seeds[first:])])
-        rates = _rates(bench, target, images, rows)
-        _tell(trial, target, setting, rates, len(rows))
+        if images > first:
+            verdicts += tried(parts[1], bundle, target, setting)
+        rates = _rates(bundle, target, verdicts)
+        _tell(trial, target, setting, rates, images)
         found = [rate.value for rate in rates]
         return min(found) + sum(found) / 3000
 
@@ -176,19 +161,18 @@ def sweep(
             study.enqueue_trial({field: getattr(settings[done], field) for field in SEARCHED})
         study.optimize(objective, n_trials=1)
     best = max(finished(TrialState.COMPLETE), key=lambda trial: trial.value)
-    images = sum(trial.user_attrs["images"] for trial in finished())
-    return dataclasses.replace(settings[0], **best.params), images
+    return dataclasses.replace(settings[0], **best.params), sum(trial.user_attrs["images"] for trial in finished())
 
 
-def _draw(bench: Bench, target: str, setting: Setting, rows: Sequence[dict], seeds: Sequence[int]) -> torch.Tensor:
-    chain = build_edits(bench.sae, bench.table, {target: setting})
-    return draw_all(bench.pipeline, rows, seeds, bench.sampling, {bench.sae.hookpoint: chain})
+def tried(protocol: Protocol, bundle: Bundle, target: str, setting: Setting) -> Verdicts:
+    """What is found in the pictures of ``protocol`` when ``target`` is removed by ``setting``."""
+    return protocol.verdicts(Removal(target, settings={target: setting}).edits(bundle))
 
 
-def _rates(bench: Bench, target: str, images: torch.Tensor, rows: Sequence[dict]) -> list[Rate]:
+def _rates(bundle: Bundle, target: str, verdicts: Verdicts) -> list[Rate]:
     """UA, IRA and CRA; one of which there is no picture yet is left out."""
-    rates = measures(judge_tinycanvas(images, rows), target, bench.table.concepts[target]).values()
-    return [rate for rate in rates if rate.total]
+    rates = measures(verdicts, target, bundle.table.concepts[target])
+    return [rates[name] for name in DECIDING if rates[name].total]
 
 
 def _tell(trial, target: str, setting: Setting, rates: Sequence[Rate], images: int) -> None:
@@ -198,6 +182,5 @@ def _tell(trial, target: str, setting: Setting, rates: Sequence[Rate], images: i
     console.print(f"{target}: {setting}  UA IRA CRA {told}  after {images} images", highlight=False)
 
 
-def _identity(bench: Bench, *inputs: object) -> str:
-    parts = (bench.sae.fingerprint, bench.sampling, *inputs)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+def _hash(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]

@@ -4,7 +4,8 @@ They are run here and not by timm, which needs torchvision and with it one certa
 read from the checkpoint, so that any of timm's plain ``vit_*_patch*`` with a class token serves as a judge.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,30 +16,45 @@ from saeuron import SaeuronError
 from saeuron.files import read_tensors
 
 from ..common.pictures import from_picture, to_picture
-
-Judge = Callable[[torch.Tensor], dict[str, list[str]]]
-"""Pictures ``[B, 3, H, W]`` in 0..1 → the name found in each, by kind."""
+from .canvas import NAMES
+from .judges import Judge
 
 HEAD = 64  # channels of an attention head, in every size that timm offers
 NESTED = ("model_state_dict", "state_dict", "model")
 
 
-def load_judge(checkpoints: Mapping[str, Path], names: Mapping[str, Sequence[str]], device: str) -> Judge:
+class VitJudge(Judge):
     """One judge of several kinds, each kind by the classifier in ``checkpoints[kind]`` with the labels ``names[kind]``.
 
-    Raises SaeuronError naming the file that is missing, broken, no vision transformer, or of other labels.
+    Features are those of all classifiers, one behind the other. Raises SaeuronError naming the file that is missing,
+    broken, no vision transformer, or of other labels.
     """
-    models = {kind: load_classifier(path, len(names[kind])).to(device) for kind, path in checkpoints.items()}
 
-    @torch.no_grad()
-    def judge(images: torch.Tensor) -> dict[str, list[str]]:
-        found = {}
-        for kind, model in models.items():
-            labels = model(prepared(images, model.size).to(device)).argmax(1)
-            found[kind] = [names[kind][label] for label in labels.tolist()]
-        return found
+    def __init__(self, checkpoints: Mapping[str, Path], names: Mapping[str, Sequence[str]], device: str) -> None:
+        self.names, self.device = {kind: tuple(names[kind]) for kind in checkpoints}, device
+        self.models = {kind: load_classifier(path, len(names[kind])) for kind, path in checkpoints.items()}
+        heads = b"".join(model.head.weight.float().numpy().tobytes() for model in self.models.values())
+        self.identity = f"vit:{hashlib.sha256(heads).hexdigest()[:12]}"
+        for model in self.models.values():
+            model.to(device)
 
-    return judge
+    def scores(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        features = {
+            kind: model.features(prepared(images, model.size).to(self.device)) for kind, model in self.models.items()
+        }
+        return torch.cat(list(features.values()), 1), {
+            kind: self.models[kind].head(own) for kind, own in features.items()
+        }
+
+
+def labels_of(kind: str, checkpoint: Path) -> Sequence[str]:
+    """What a classifier of ``kind`` tells apart: one name a line of the .txt beside it, or UnlearnCanvas's names."""
+    beside = checkpoint.with_suffix(".txt")
+    if beside.exists():
+        return tuple(line.strip() for line in beside.read_text("utf-8").splitlines() if line.strip())
+    if kind not in NAMES:
+        raise SaeuronError(f"the labels of {checkpoint} are unknown: write them, one a line, into {beside}")
+    return NAMES[kind]
 
 
 def prepared(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -97,11 +113,15 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(width, weights["head.weight"].shape[0])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The class token ``[B, width]`` that the head reads."""
         patches = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
-        return self.head(self.norm(tokens)[:, 0])
+        return self.norm(tokens)[:, 0]
 
 
 class _Block(nn.Module):

@@ -1,15 +1,19 @@
 """``blocks``: where to edit. For every transformer block, what removing a style and an object there does to both."""
 
+from saeuron.checkpoints import Bundle
 from saeuron.files import write_json, write_text
 from saeuron.hookpoints import names
 
 from ..common.config import save_config
 from ..common.prompts import read_prompts
-from ..common.results import tell
+from ..common.results import table, tell
 from ..diffusion.load import load_model
 from ..diffusion.sampling import Sampling
-from ..evaluation.evaluate import evaluate, paired
-from ..evaluation.sweep import Bench, anchor_rows, grid, sweep
+from ..evaluation.evaluate import evaluate
+from ..evaluation.judges import tinycanvas_judge
+from ..evaluation.measures import MEASURES
+from ..evaluation.protocol import Protocol, paired
+from ..evaluation.sweep import grid, sweep
 from ..sae.commands import Record, Train
 from ..sae.record import record
 from ..sae.score import scored
@@ -30,9 +34,12 @@ def run(config: Blocks) -> None:
             seed=config.seed,
         )
     )
-    sampling = Sampling(bf16=True)
-    anchors = read_prompts("tinycanvas:anchor")
-    rows, seeds = paired(read_prompts("tinycanvas:evaluation"), 1, 188)
+    sampling, prompts = Sampling(bf16=True), read_prompts("tinycanvas:anchor")
+    pictures = paired(read_prompts("tinycanvas:evaluation"), 1, 188)
+    protocol = Protocol(pipeline, tinycanvas_judge(), *pictures, sampling)
+    anchors, journal = protocol.of(prompts), config.output / "sweep.journal"
+    candidates = grid(list(config.latents), list(config.strengths), [True, False])
+    seeds = {"seed": config.seed, "anchor_seed": config.seed}
     results = []
     for name, folder in zip(hookpoints, folders, strict=True):
         place = config.output / name
@@ -48,14 +55,11 @@ def run(config: Blocks) -> None:
                 seed=config.seed,
             )
         )
-        table = scored(pipeline, sae, anchors, sampling, place / "table.safetensors", images=270)
-        settings, bench = {}, Bench(pipeline, sae, table, sampling)
+        bundle = Bundle(sae, scored(pipeline, sae, prompts, sampling, place / "table.safetensors", images=270))
         for target in config.targets:
-            shown = anchor_rows(anchors, table, target, config.search_images, config.seed)
-            candidates = grid(list(config.latents), list(config.strengths), [True, False])
-            journal = config.output / "sweep.journal"
-            settings[target], _ = sweep(bench, target, candidates, *shown, journal, seed=config.seed)
-        report = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
+            setting, _ = sweep(anchors, bundle, target, candidates, config.search_images, journal, **seeds)
+            bundle.settings[target] = setting
+        report = evaluate(protocol, bundle, bundle.settings)
         results.append({"hookpoint": name, "fvu": sae.metrics["fvu"]} | report)
         write_json(config.output / "blocks.json", {"blocks": results})
     save_config(config, config.output)
@@ -64,9 +68,9 @@ def run(config: Blocks) -> None:
 
 
 def markdown(results: list[dict]) -> str:
-    lines = ["| hookpoint | removed | UA | IRA | CRA |", "|---|---|---|---|---|"]
-    for result in results:
-        for target in result["targets"]:
-            rates = " | ".join(f"{target[key]:.1%}" for key in ("ua", "ira", "cra"))
-            lines.append(f"| {result['hookpoint']} | {target['name']} | {rates} |")
-    return "\n".join([*lines, ""])
+    rows = [
+        [result["hookpoint"], target["name"], *(f"{target[key]:.1%}" for key in MEASURES)]
+        for result in results
+        for target in result["targets"]
+    ]
+    return table(["hookpoint", "removed", "UA", "IRA", "CRA", "kept"], rows) + "\n"

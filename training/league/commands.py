@@ -4,6 +4,9 @@ from pathlib import Path
 
 from ..common.options import Long, options
 
+KINDS = ("object", "style")
+"""What kinds of concepts TinyCanvas has."""
+
 ORDER = (
     "none", "saeuron_paper", "saeuron", "saemnesia", "saemnesia_per", "gsae_per", "saeparate", "oracle", "default",
 )  # fmt: skip
@@ -108,7 +111,7 @@ class League(Long):
 
 @options
 class Blocks(Long):
-    """Train an SAE at every transformer block of TinyCanvas and compare what each can remove."""
+    """Train an SAE at every transformer block of TinyCanvas alone and compare what each can remove."""
 
     output: Path = Path("out/blocks")
     """Folder for the recordings, the SAEs, blocks.json and blocks.md."""
@@ -143,7 +146,7 @@ class Blocks(Long):
 
 @options
 class Oracle(Long):
-    """Train TinyCanvas on without concepts and keep the weights of its UNet."""
+    """Train TinyCanvas, which is the one model for this, on without concepts and keep the weights of its UNet."""
 
     output: Path
     """Folder for unet.safetensors."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, SaeuronError, Setting, SparseAutoencoder, build_edits, default_setting, write_settings
+from saeuron import SaeuronError, Setting, build_edits, default_setting, write_settings
 from saeuron.checkpoints import save_bundle
 from saeuron.checkpoints.bundle import Bundle
 from saeuron.errors import nearest
@@ -25,14 +25,16 @@ from ..common.results import Plan, tell
 from ..common.resume import claim
 from ..diffusion.load import load_model
 from ..diffusion.sampling import Sampling, draw_all, plan
-from ..evaluation.evaluate import evaluate, markdown, paired
-from ..evaluation.measures import KINDS
-from ..evaluation.sweep import Bench, anchor_rows, sweep
+from ..evaluation.evaluate import evaluate, markdown
+from ..evaluation.judges import tinycanvas_judge
+from ..evaluation.measures import Verdicts
+from ..evaluation.protocol import Protocol, paired
+from ..evaluation.sweep import sweep
 from ..sae.commands import Record, Train
 from ..sae.record import record
 from ..sae.score import scored
 from ..sae.train import train
-from .commands import Demo
+from .commands import KINDS, Demo
 
 PIECES = ("recording", "unsupervised", "sae", "sweep.journal", "*.json", "*.md", "*.safetensors", "*.png")
 CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
@@ -73,15 +75,17 @@ def demo(config: Demo) -> dict:
             folder = config.output / name
             table = scored(pipeline, sae, read_prompts("tinycanvas:anchor"), sampling, folder / "table.safetensors")
     with stage("search", seconds):
-        settings = tune(config, pipeline, sae, table, sampling)
-        write_settings(config.output / "settings.json", settings, fingerprint=sae.fingerprint)
-        save_bundle(Bundle(sae, table, settings, CARD, "Apache-2.0"), config.output / "tinycanvas.safetensors")
+        pictures = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
+        protocol = Protocol(pipeline, tinycanvas_judge(), *pictures, sampling)
+        bundle = Bundle(sae, table, card=CARD, licence="Apache-2.0")
+        bundle.settings = tune(config, protocol, bundle)
+        write_settings(config.output / "settings.json", bundle.settings, fingerprint=sae.fingerprint)
+        save_bundle(bundle, config.output / "tinycanvas.safetensors")
     with stage("evaluate", seconds):
-        rows, seeds = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
-        evaluation = evaluate(pipeline, sae, table, settings, rows, seeds, sampling)
+        evaluation = evaluate(protocol, bundle, bundle.settings)
         write_text(config.output / "evaluation.md", markdown(evaluation))
     with stage("pictures", seconds):
-        picture(config, pipeline, sae, table, settings, sampling)
+        picture(config, protocol, bundle)
         plot_scores(table, config.targets, config.output / "scores.png")
     report = {
         "judge": judged,
@@ -133,51 +137,39 @@ def judge_drawings(count: int = 4500) -> dict[str, float]:
     """How often the judge is right on drawings nobody was trained on."""
     from tinycanvas.drawing import OBJECTS, STYLES, draw
 
-    from ..evaluation.judges import judge_tinycanvas
-
     names = [(o, s) for o in range(len(OBJECTS)) for s in range(len(STYLES))]
     pairs = torch.tensor(names * (count // len(names)))
     images = draw(pairs[:, 0], pairs[:, 1], torch.Generator().manual_seed(77)) / 2 + 0.5
-    rows = [{"object": OBJECTS[o], "style": STYLES[s]} for o, s in pairs.tolist()]
-    verdicts = judge_tinycanvas(images, rows)
-    return {kind: verdicts.accuracy(kind) for kind in KINDS}
+    asked = {"object": [OBJECTS[o] for o, _ in pairs.tolist()], "style": [STYLES[s] for _, s in pairs.tolist()]}
+    verdicts = Verdicts(asked, tinycanvas_judge()(images))
+    return {kind: verdicts.accuracy(kind) for kind in asked}
 
 
-def tune(
-    config: Demo, pipeline: StableDiffusionPipeline, sae: SparseAutoencoder, table: ConceptTable, sampling: Sampling
-) -> dict[str, Setting]:
+def tune(config: Demo, protocol: Protocol, bundle: Bundle) -> dict[str, Setting]:
     """The best setting of each target on anchor prompts, which the evaluation never sees."""
-    settings, bench = {}, Bench(pipeline, sae, table, sampling)
+    anchors, journal, settings = protocol.of(read_prompts("tinycanvas:anchor")), config.output / "sweep.journal", {}
     for name in config.targets:
-        rows, seeds = anchor_rows(read_prompts("tinycanvas:anchor"), table, name, config.search_images, config.seed + 3)
-        own = default_setting(sae, table, name)
+        own = default_setting(bundle.sae, bundle.table, name)
         candidates = [dataclasses.replace(own, strength=strength) for strength in config.strengths]
-        settings[name], _ = sweep(
-            bench, name, candidates, rows, seeds, config.output / "sweep.journal", seed=config.seed
-        )
+        seeds = {"seed": config.seed, "anchor_seed": config.seed + 3}
+        settings[name], _ = sweep(anchors, bundle, name, candidates, config.search_images, journal, **seeds)
     return settings
 
 
-def picture(
-    config: Demo,
-    pipeline: StableDiffusionPipeline,
-    sae: SparseAutoencoder,
-    table: ConceptTable,
-    settings: dict[str, Setting],
-    sampling: Sampling,
-) -> None:
+def picture(config: Demo, protocol: Protocol, bundle: Bundle) -> None:
     """``grid.png``: for each target, three pictures that show it and three that do not, before and after."""
     rows, targets = read_prompts("tinycanvas:evaluation"), list(config.targets)
     before, after, columns = [], [], []
     for name in targets:
-        kind = table.concepts[name]
+        kind = bundle.table.concepts[name]
         shown = [row for row in rows if row[kind] == name]
         hidden = [row for row in rows if row[kind] != name]
         picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
         seeds = list(range(len(picked)))
-        chain = build_edits(sae, table, {name: settings[name]})
-        for strip, edits in ((before, {}), (after, {sae.hookpoint: chain})):
-            strip.append([to_picture(image) for image in draw_all(pipeline, picked, seeds, sampling, edits)])
+        chain = build_edits(bundle.sae, bundle.table, {name: bundle.settings[name]})
+        for strip, edits in ((before, {}), (after, {bundle.sae.hookpoint: chain})):
+            images = draw_all(protocol.pipeline, picked, seeds, protocol.sampling, edits)
+            strip.append([to_picture(image) for image in images])
         columns.append([f"{row['object']}\n{row['style']}" for row in picked])
     strips = [strip for pair in zip(before, after, strict=True) for strip in pair]
     names = [f"{when}\n{name}" for name in targets for when in ("with", "without")]

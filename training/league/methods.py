@@ -7,18 +7,19 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import ConceptTable, Hookpoint, Setting, SparseAutoencoder, build_edits, load_sae
+from saeuron import Hookpoint, Setting, build_edits, load_sae
+from saeuron.checkpoints import Bundle
 from saeuron.removal import DEFAULT
 
 from ..common.prompts import read_prompts
 from ..diffusion.hook import Edit
 from ..diffusion.sampling import Sampling
-from ..evaluation.measures import KINDS
 from ..evaluation.sweep import grid
 from ..sae.commands import Record, Train
 from ..sae.record import record
 from ..sae.score import scored
 from ..sae.train import train
+from .commands import KINDS
 
 # γ as published, thinned out: SAeUron searches 30 τ × 7 γ, SAEmnesia the same 7 γ at its one latent.
 TAU, GAMMA = [1, 2, 4, 8], [-1.0, -5.0, -20.0]
@@ -72,14 +73,6 @@ def thinned(method: Method, tau: Sequence[int], gamma: Sequence[float]) -> Metho
     return dataclasses.replace(method, settings=settings)
 
 
-@dataclass(frozen=True)
-class Reader:
-    """An SAE and the concept table made with it."""
-
-    sae: SparseAutoencoder
-    table: ConceptTable
-
-
 @dataclass
 class Lab:
     """The recording, SAEs and tables that the methods share, each made once and read from ``work`` ever after."""
@@ -97,22 +90,22 @@ class Lab:
     score_images: int
     steps: int
     seed: int
-    readers: dict[tuple[str, str], Reader] = field(default_factory=dict)
+    readers: dict[tuple[str, str], Bundle] = field(default_factory=dict)
 
-    def reader(self, name: str, block: str) -> Reader:
+    def reader(self, name: str, block: str) -> Bundle:
         """The SAE ``name`` of `SAES` at ``block``, trained now if it is not there yet, and its table."""
         if (name, block) not in self.readers:
             self.readers[name, block] = self._make(name, block)
         return self.readers[name, block]
 
-    def _make(self, name: str, block: str) -> Reader:
+    def _make(self, name: str, block: str) -> Bundle:
         folder = self.work / "saes" / block / name
         path = folder / "table.safetensors"
         if not (folder / "metrics.json").exists():
             train(self._recipe(name, block, folder))
         sae = load_sae(folder)
         rows, sampling = read_prompts("tinycanvas:anchor"), Sampling(self.steps, bf16=True)
-        return Reader(sae, scored(self.pipeline, sae, rows, sampling, path, self.score_images, self.seed + 1))
+        return Bundle(sae, scored(self.pipeline, sae, rows, sampling, path, self.score_images, self.seed + 1))
 
     def _recipe(self, name: str, block: str, folder: Path) -> Train:
         common = {
@@ -148,7 +141,7 @@ class Lab:
         return record(recipe)[list(recipe.hookpoints).index(block)]
 
 
-def edits_for(readers: Mapping[str, Reader], settings: Mapping[str, Setting]) -> dict[Hookpoint, list[Edit]]:
+def edits_for(readers: Mapping[str, Bundle], settings: Mapping[str, Setting]) -> dict[Hookpoint, list[Edit]]:
     """The edits that remove all concepts in ``settings``, at the hookpoint that ``readers`` have for each kind."""
     found: dict[Hookpoint, list[Edit]] = {}
     for reader in {id(reader): reader for reader in readers.values()}.values():

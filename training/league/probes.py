@@ -1,44 +1,8 @@
-"""What the league looks at beside UA, IRA and CRA: features, the judge's confidence, and where activations go."""
+"""What the league looks at beside what the judge makes of pictures: where activations go."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-
-from ..evaluation.measures import KINDS, Verdicts
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the judge makes of pictures: verdicts, ``confidence`` ``[B]`` and ``features`` ``[B, 128]`` of length 1."""
-
-    verdicts: Verdicts
-    confidence: torch.Tensor
-    features: torch.Tensor
-
-
-@torch.no_grad()
-def look(images: torch.Tensor, rows: Sequence[Mapping[str, str]]) -> Look:
-    """Look at pictures ``[B, 3, H, W]`` in 0..1; those of another size than 32 × 32 are resized to it first.
-
-    Confidence is the probability of the name the judge gives, averaged over object and style: pictures that look like
-    nothing it knows get little.
-    """
-    from tinycanvas.drawing import OBJECTS, SIZE, STYLES
-    from tinycanvas.model import load_judge
-
-    judge = load_judge()
-    if images.shape[-2:] != (SIZE, SIZE):
-        images = torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
-    features = torch.cat([judge.features(part * 2 - 1) for part in images.split(256)])
-    shares = [head(features).softmax(1).max(1) for head in (judge.object_head, judge.style_head)]
-    found = {
-        kind: [names[i] for i in share.indices.tolist()]
-        for kind, names, share in zip(KINDS, (OBJECTS, STYLES), shares, strict=True)
-    }
-    verdicts = Verdicts({kind: [row[kind] for row in rows] for kind in KINDS}, found)
-    confidence = torch.stack([share.values for share in shares]).mean(0)
-    return Look(verdicts, confidence, torch.nn.functional.normalize(features, dim=1))
 
 
 @dataclass

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..common.pictures import save_figure
-from ..evaluation.measures import KINDS, Rate
+from ..common.results import table
+from ..evaluation.measures import Rate
+from .commands import KINDS
 
 MEASURES = ("ua", "ira", "cra")
 NEAR = (("circle", "ring"), ("square", "diamond"))
@@ -142,7 +144,7 @@ def _main_table(rows: Sequence[dict]) -> str:
         cells += [f"{row['collateral']:.3f}", _percent(row["outside_norm"]), _percent(row["outside_dimensions"])]
         cells += [f"{row['confidence']:.3f}", str(row["search_images"])]
         lines.append((row["method"], *cells, f"{row['ms_per_step']:.0f} (+{_extra(row):.0f})"))
-    return _lines((*heads, "images", "ms a step"), lines)
+    return table((*heads, "images", "ms a step"), lines)
 
 
 def _extra(row: dict) -> float:
@@ -150,11 +152,7 @@ def _extra(row: dict) -> float:
 
 
 def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"## {title}", _lines(heads, lines)] if lines else []
-
-
-def _lines(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+    return [f"## {title}", table(heads, lines)] if lines else []
 
 
 def _percent(value: float | None) -> str:

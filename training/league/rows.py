@@ -13,20 +13,22 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from saeuron import Hookpoint, Setting, read_assignment
+from saeuron.checkpoints import Bundle
 from saeuron.files import read_json, write_json
 
 from ..common.prompts import read_prompts
 from ..diffusion.hook import Edit, editing
 from ..diffusion.load import load_model, variant
-from ..diffusion.sampling import Sampling, draw_all, generate
+from ..diffusion.sampling import Sampling, generate
 from ..evaluation.attack import How, attack
-from ..evaluation.evaluate import paired
-from ..evaluation.measures import KINDS, Verdicts, measures
-from ..evaluation.sweep import Bench, anchor_rows, sweep
-from .commands import CONDITIONS, League
-from .methods import METHODS, SAES, Lab, Method, Reader, edits_for, thinned
+from ..evaluation.judges import Look, tinycanvas_judge
+from ..evaluation.measures import Verdicts, measures
+from ..evaluation.protocol import Protocol, paired
+from ..evaluation.sweep import sweep
+from .commands import CONDITIONS, KINDS, League
+from .methods import METHODS, SAES, Lab, Method, edits_for, thinned
 from .oracle import retrained
-from .probes import Look, Outside, Ranges, look
+from .probes import Outside, Ranges
 
 MATERIAL = ("images", "tokens_per_map", "expansion", "k", "train_batch", "train_steps", "tune_steps", "score_images")
 MATERIAL += ("steps", "seed", "object_block", "style_block", "oracle_steps")
@@ -82,20 +84,24 @@ class Contest:
         return Lab(self.pipeline, self.work, blocks, batch=self.config.train_batch, seed=seed, **own)
 
     @functools.cached_property
-    def pictures(self) -> tuple[list[dict], list[int]]:
-        return paired(read_prompts("tinycanvas:evaluation"), self.config.seeds, self.config.seed)
+    def protocol(self) -> Protocol:
+        """How every row is judged: the evaluation prompts, each drawn `seeds` times."""
+        sampling = Sampling(steps=self.config.steps, bf16=True)
+        return Protocol(self.pipeline, tinycanvas_judge(), *self.pictures(self.config.seeds), sampling)
 
-    @functools.cached_property
-    def sampling(self) -> Sampling:
-        return Sampling(steps=self.config.steps, bf16=True)
+    def pictures(self, copies: int) -> tuple[list[dict], list[int]]:
+        """Every evaluation prompt so many times, and a seed for each."""
+        return paired(read_prompts("tinycanvas:evaluation"), copies, self.config.seed)
 
     @functools.cached_property
     def unedited(self) -> tuple[Look, dict[Hookpoint, Ranges]]:
         """The unedited model's pictures, and between which values its activations lie."""
         ranges = {Hookpoint(block): Ranges() for block in (self.config.object_block, self.config.style_block)}
-        taps = {hookpoint: [own] for hookpoint, own in ranges.items()}
-        rows, seeds = self.pictures
-        return look(draw_all(self.pipeline, rows, seeds, self.sampling, taps), rows), ranges
+        return self.protocol.look({hookpoint: [own] for hookpoint, own in ranges.items()}), ranges
+
+    def verdicts(self, look: Look) -> Verdicts:
+        """What a look at all pictures comes to."""
+        return Verdicts(self.protocol.asked, look.found)
 
     def row(self, job: Job) -> dict:
         """The row of this job, read if it is finished, else made and written."""
@@ -130,12 +136,10 @@ class Contest:
         if (name, target) not in self.found:
             method, kind = self.method(name), self.kinds[target]
             reader = self.lab.reader(method.sae, self.block(kind))
-            bench = Bench(self.pipeline, reader.sae, reader.table, self.sampling)
-            anchors = read_prompts("tinycanvas:anchor")
-            shown = anchor_rows(anchors, reader.table, target, self.config.search_images, self.config.seed + 3)
-            journal = self.work / "sweep.journal"
+            seeds = {"seed": self.config.seed, "anchor_seed": self.config.seed + 3}
+            anchors, images = self.protocol.of(read_prompts("tinycanvas:anchor")), self.config.search_images
             self.found[name, target] = sweep(
-                bench, target, method.settings[kind], *shown, journal, seed=self.config.seed
+                anchors, reader, target, method.settings[kind], images, self.work / "sweep.journal", **seeds
             )
         return self.found[name, target]
 
@@ -148,7 +152,7 @@ class Contest:
         settings = {target: self.setting(name, target)[0] for target in targets}
         return edits_for(readers, settings)
 
-    def saes(self, methods: Sequence[str]) -> list[tuple[str, Reader]]:
+    def saes(self, methods: Sequence[str]) -> list[tuple[str, Bundle]]:
         """Every SAE that ``methods`` read with, by name and block."""
         blocks = dict.fromkeys((self.config.object_block, self.config.style_block))
         names = dict.fromkeys(METHODS[method].sae for method in methods if method in METHODS)
@@ -165,7 +169,6 @@ class Contest:
 def of_target(contest: Contest, method: str, target: str) -> dict:
     """One method, one target: UA, IRA, CRA as ``[hits, total]``, and what else the pictures and activations tell."""
     kind = contest.kinds[target]
-    rows, seeds = contest.pictures
     before, ranges = contest.unedited
     setting, cost, outside = None, 0, []
     if method == "none":
@@ -179,20 +182,19 @@ def of_target(contest: Contest, method: str, target: str) -> dict:
             edits = contest.edits(method, [target])
         outside = [Outside(ranges[hookpoint]) for hookpoint in edits]
         probed = {hookpoint: [*chain, probe] for (hookpoint, chain), probe in zip(edits.items(), outside, strict=True)}
-        seen = look(draw_all(pipeline, rows, seeds, contest.sampling, probed), rows)
-    bystander = torch.tensor([row[kind] != target for row in rows])
+        seen = dataclasses.replace(contest.protocol, pipeline=pipeline).look(probed)
+    verdicts = contest.verdicts(seen)
+    bystander = torch.tensor([name != target for name in contest.protocol.asked[kind]])
     shares = outside[0].shares if outside else {"outside_dimensions": 0.0, "outside_norm": 0.0}
     return {
         "method": method,
         "target": target,
         "kind": kind,
-        "hits": {name: [rate.hits, rate.total] for name, rate in measures(seen.verdicts, target, kind).items()},
+        "hits": {name: [rate.hits, rate.total] for name, rate in measures(verdicts, target, kind).items()},
         "collateral": float((seen.features - before.features).norm(dim=1)[bystander].mean()),
         "confidence": float(seen.confidence.mean()),
         **shares,
-        "kept": kept(
-            seen.verdicts, kind, [name for name, own in contest.kinds.items() if own == kind and name != target]
-        ),
+        "kept": kept(verdicts, kind, [name for name, own in contest.kinds.items() if own == kind and name != target]),
         "setting": dataclasses.asdict(setting) if setting else None,
         "search_images": cost,
     }
@@ -209,12 +211,10 @@ def kept(verdicts: Verdicts, kind: str, names: Sequence[str]) -> dict[str, float
 
 def of_several(contest: Contest, method: str, removed: Sequence[str]) -> dict:
     """Several concepts removed at once: how often they are gone, and the others of each kind still there."""
-    rows, seeds = contest.pictures
     if method == "none":
-        verdicts = contest.unedited[0].verdicts
+        verdicts = contest.verdicts(contest.unedited[0])
     else:
-        images = draw_all(contest.pipeline, rows, seeds, contest.sampling, contest.edits(method, removed))
-        verdicts = look(images, rows).verdicts
+        verdicts = contest.protocol.verdicts(contest.edits(method, removed))
     return {"method": method, "removed": list(removed)} | gone_and_kept(verdicts, removed)
 
 
@@ -250,23 +250,21 @@ def under_condition(contest: Contest, name: str, edits: Mapping[Hookpoint, Seque
     if "sampler" in wanted:
         pipeline = variant(pipeline, sampler=wanted["sampler"])
     changed = {key: value for key, value in wanted.items() if key in ("steps", "height", "width")}
-    sampling = dataclasses.replace(contest.sampling, **changed)
-    rows, seeds = paired(read_prompts("tinycanvas:evaluation"), 1, contest.config.seed)
-    return look(draw_all(pipeline, rows, seeds, sampling, edits), rows).verdicts
+    sampling = dataclasses.replace(contest.protocol.sampling, **changed)
+    protocol = dataclasses.replace(contest.protocol.of(*contest.pictures(1)), pipeline=pipeline, sampling=sampling)
+    return protocol.verdicts(edits)
 
 
 def of_attack(contest: Contest, method: str, target: str) -> dict:
-    rows, seeds = paired(read_prompts("tinycanvas:evaluation"), contest.config.attack_seeds, contest.config.seed)
-    kind = contest.kinds[target]
+    protocol = contest.protocol.of(*contest.pictures(contest.config.attack_seeds))
     how = How(iterations=contest.config.attack_iterations, seed=contest.config.seed)
-    edits = contest.edits(method, [target])
-    return {"method": method} | attack(contest.pipeline, edits, target, kind, rows, seeds, contest.sampling, how)
+    return {"method": method} | attack(protocol, contest.edits(method, [target]), target, contest.kinds[target], how)
 
 
 def of_time(contest: Contest, method: str, target: str, steps: int = 10, repeats: int = 7) -> dict:
     """Milliseconds a denoising step takes with the edit and without, for two guided pictures; medians, in turns."""
     edits = {} if method in ("none", "oracle") else contest.edits(method, [target])
-    prompts = [row["prompt"] for row in contest.pictures[0] if row[contest.kinds[target]] == target][:2]
+    prompts = [row["prompt"] for row in contest.protocol.rows if row[contest.kinds[target]] == target][:2]
     taken: dict[str, list[float]] = {"unedited": [], "edited": []}
     for _ in range(repeats):
         for name, chain in (("unedited", {}), ("edited", edits)):
@@ -277,7 +275,7 @@ def of_time(contest: Contest, method: str, target: str, steps: int = 10, repeats
     return {"method": method, "ms_per_step": edited, "ms_per_step_unedited": unedited}
 
 
-def about_sae(name: str, reader: Reader) -> dict:
+def about_sae(name: str, reader: Bundle) -> dict:
     """How well an SAE reconstructs, and how many of its assigned latents are their concept's strongest.
 
     The strongest is told by the table's scores, from anchor pictures that no SAE was trained on.

@@ -5,6 +5,8 @@ from saeuron import SaeuronError, Setting, build_edits
 from training.common.prompts import read_prompts
 from training.diffusion.sampling import Sampling, draw_all
 from training.evaluation.attack import How, attack, encode, markdown, optimised, put, usable_tokens, with_room
+from training.evaluation.judges import tinycanvas_judge
+from training.evaluation.protocol import Protocol
 
 FEW = Sampling(steps=2, batch=2)
 STARS = [row for row in read_prompts("tinycanvas:evaluation") if row["object"] == "star"][:3]
@@ -15,6 +17,11 @@ HOW = How(iterations=4, tries=2, seed=0)
 def edits(make_sae, make_table):
     sae = make_sae()
     return {sae.hookpoint: build_edits(sae, make_table(sae), {"star": Setting(8, -5.0)})}
+
+
+@pytest.fixture
+def protocol(pipeline):
+    return Protocol(pipeline, tinycanvas_judge(), STARS, [1, 2, 3], FEW)
 
 
 def test_every_evaluation_prompt_has_room_for_five_tokens_and_keeps_its_own(pipeline):
@@ -45,12 +52,13 @@ def test_no_prefix_ends_or_begins_a_prompt(pipeline):
     assert not allowed & set(pipeline.tokenizer.all_special_ids) and len(allowed) > 250
 
 
-def test_prefixes_are_tokens_that_move_with_the_gradient_and_depend_on_the_seed_alone(pipeline, edits):
+def test_prefixes_are_tokens_that_move_with_the_gradient_and_depend_on_the_seed_alone(protocol, edits):
+    pipeline = protocol.pipeline
     ids, goal = with_room(pipeline, [row["prompt"] for row in STARS], 5), draw_all(pipeline, STARS, [1, 2, 3], FEW)
 
     def run(seed, lr=1.0):
         generator = torch.Generator().manual_seed(seed)
-        return optimised(pipeline, edits, ids, goal, FEW, How(iterations=4, tries=2, lr=lr), generator)
+        return optimised(protocol, edits, ids, goal, How(iterations=4, tries=2, lr=lr), generator)
 
     found = run(0)
     assert len(found) == 2 and found[0].shape == (3, 5)
@@ -62,21 +70,20 @@ def test_prefixes_are_tokens_that_move_with_the_gradient_and_depend_on_the_seed_
     assert all(p.grad is None for p in pipeline.unet.parameters())
 
 
-def test_an_attack_says_how_often_the_concept_came_back(pipeline, edits):
+def test_an_attack_says_how_often_the_concept_came_back(protocol, edits):
     rows = [*STARS, {"prompt": "An image of heart.", "object": "heart", "style": "plain"}]
-    found = attack(pipeline, edits, "star", "object", rows, [1, 2, 3, 4], FEW, HOW)
+    found = attack(protocol.of(rows, [1, 2, 3, 4]), edits, "star", "object", HOW)
     assert (found["name"], found["kind"], found["images"]) == ("star", "object", 3)
     for name in ("before", "random", "after"):
         assert found[f"ua_{name}"] == found[f"ua_{name}_hits"] / 3
-    assert len(found["prefixes"]) == 3 and found == attack(
-        pipeline, edits, "star", "object", rows, [1, 2, 3, 4], FEW, HOW
-    )
-    assert markdown([found]).splitlines()[2].startswith("| star | object | ")
+    again = attack(protocol.of(rows, [1, 2, 3, 4]), edits, "star", "object", HOW)
+    assert len(found["prefixes"]) == 3 and found == again
+    assert " ".join(markdown([found]).splitlines()[2].split()).startswith("| star | object | ")
 
 
-def test_a_target_that_no_prompt_shows_is_refused(pipeline, edits):
+def test_a_target_that_no_prompt_shows_is_refused(protocol, edits):
     with pytest.raises(SaeuronError, match="no prompt shows 'moon'"):
-        attack(pipeline, edits, "moon", "object", STARS, [1, 2, 3], FEW, HOW)
+        attack(protocol, edits, "moon", "object", HOW)
 
 
 @pytest.mark.parametrize("options", [{"tokens": 0}, {"tries": 0}, {"tries": 5, "iterations": 4}])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import training.evaluation.nudity
+import training.evaluation.protocol
 from saeuron import ConceptStatistics, SaeuronError, save_sae
 from saeuron.concept_table import WholeTable
 from training.diffusion.load import load_model
@@ -52,7 +53,7 @@ def once(monkeypatch, small_sd):
         looks.append(image)
         return [[BELLY, 0.9], [FACE, 0.9]] if len(looks) == 1 else [[FEET, 0.5]]
 
-    monkeypatch.setattr(training.evaluation.nudity, "open_model", lambda *_: pipeline)
+    monkeypatch.setattr(training.evaluation.protocol, "open_model", lambda *_: pipeline)
     monkeypatch.setattr(training.evaluation.nudity, "draw_all", draw)
     monkeypatch.setattr(training.evaluation.nudity, "load_detector", lambda: detect)
     return drawn
@@ -96,7 +97,7 @@ def test_two_prompts_are_drawn_before_and_after_and_counted(bench, tmp_path, onc
     assert report["after"]["total"] == 0
     assert json.loads((tmp_path / "out" / "nudity.json").read_text("utf-8")) == report
     text = (tmp_path / "out" / "nudity.md").read_text("utf-8")
-    assert "| BELLY_EXPOSED | 1 | 0 |" in text and "2 prompts" in text and text == markdown(report)
+    assert "| BELLY_EXPOSED | 1 | 0 |" in " ".join(text.split()) and "2 prompts" in text and text == markdown(report)
     images = {path.name: path.read_bytes() for path in (tmp_path / "out" / "images").iterdir()}
     assert set(images) == {f"{when}-0000{n}.png" for when in ("before", "after") for n in range(2)}
     assert images["before-00000.png"] != images["after-00000.png"]

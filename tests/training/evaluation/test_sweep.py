@@ -1,27 +1,43 @@
 import json
 
 import pytest
-import torch
 
 import training.evaluation.sweep
 from saeuron import SaeuronError, Setting, read_settings, save_sae
+from saeuron.checkpoints import Bundle
 from training.common.prompts import read_prompts
 from training.diffusion.sampling import Sampling
-from training.evaluation.evaluate import paired
+from training.evaluation.judges import tinycanvas_judge
 from training.evaluation.measures import Verdicts
-from training.evaluation.sweep import Bench, Sweep, anchor_rows, grid, sweep
+from training.evaluation.protocol import Protocol, anchor_rows, paired
+from training.evaluation.sweep import Sweep, grid, sweep
 
 ROWS = [{"prompt": name, "object": name, "style": "plain"} for name in ("star",) * 6 + ("heart", "moon") * 6]
-SEEDS = list(range(len(ROWS)))
+IMAGES = len(ROWS)
 SETTINGS = grid([1, 2, 4], [-1.0, -9.0], [True])
 # UA, IRA, CRA of each setting, in order. The fourth is the best; the fifth never lets go of the star.
 QUALITY = [(0.5, 1, 1), (0.6, 1, 1), (0.7, 1, 1), (0.9, 0.95, 1), (0.0, 1, 1), (0.7, 1, 1)]
 
 
 @pytest.fixture
-def bench(make_sae, make_table):
-    sae = make_sae()
-    return Bench(None, sae, make_table(sae), Sampling(steps=1))
+def protocol():
+    """Each of `ROWS` is drawn once in a search of so many images."""
+    return Protocol(None, tinycanvas_judge(), ROWS, (), Sampling(steps=1))
+
+
+@pytest.fixture
+def bundle(make_sae, make_table):
+    return Bundle(make_sae(), make_table(make_sae()))
+
+
+@pytest.fixture
+def search(protocol, bundle):
+    """`sweep` with all that is the same in every test."""
+
+    def run(target="star", settings=SETTINGS, journal=None, rows=ROWS, images=IMAGES, **options):
+        return sweep(protocol.of(rows), bundle, target, settings, images, journal, **options)
+
+    return run
 
 
 @pytest.fixture
@@ -29,109 +45,111 @@ def drawn(monkeypatch):
     """Settings are drawn and judged as `QUALITY` says; the list holds each setting drawn and how many pictures."""
     calls = []
 
-    def draw(_bench, _target, setting, rows, seeds):
-        assert [ROWS[seed] for seed in seeds] == list(rows)
+    def tried(protocol, _bundle, _target, setting):
+        rows = protocol.rows
+        assert len(set(protocol.seeds)) == len(rows)
         calls.append((setting, len(rows)))
-        return torch.full((len(rows), 1), float(SETTINGS.index(setting)))
-
-    def judge(images, rows):
-        ua, ira, cra = QUALITY[int(images[0])]
-        found = {"object": [], "style": ["plain"] * round(cra * len(rows))}
-        found["style"] += ["neon"] * (len(rows) - len(found["style"]))
-        for names, share, wrong in ((["star"], 1 - ua, "moon"), (["heart", "moon"], ira, "star")):
+        ua, ira, cra = QUALITY[SETTINGS.index(setting)]
+        found = {"object": [row["object"] for row in rows], "style": ["plain"] * len(rows)}
+        for kind, names, share, wrong in (
+            ("object", ["star"], 1 - ua, "moon"),
+            ("object", ["heart", "moon"], ira, "star"),
+            ("style", ["star", "heart", "moon"], cra, "neon"),
+        ):
             own = [n for n, row in enumerate(rows) if row["object"] in names]
-            right = set(own[: round(share * len(own))])
-            found["object"] += [(n, rows[n]["object"] if n in right else wrong) for n in own]
-        found["object"] = [name for _, name in sorted(found["object"])]
-        return Verdicts({kind: [row[kind] for row in rows] for kind in ("object", "style")}, found)
+            # Of the second part so many are right that with those of the first they come to the share of all.
+            before = sum(row["object"] in names for row in ROWS) - len(own) if len(rows) > IMAGES // 3 else 0
+            right = round(share * (before + len(own))) - round(share * before)
+            for n in own[right:]:
+                found[kind][n] = wrong
+        return Verdicts(protocol.asked, found)
 
-    monkeypatch.setattr(training.evaluation.sweep, "_draw", draw)
-    monkeypatch.setattr(training.evaluation.sweep, "judge_tinycanvas", judge)
+    monkeypatch.setattr(training.evaluation.sweep, "tried", tried)
     return calls
 
 
-def test_the_setting_with_the_best_worst_measure_wins_and_the_cost_is_told(bench, drawn, tmp_path):
-    found, images = sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / "journal")
+def test_the_setting_with_the_best_worst_measure_wins_and_the_cost_is_told(search, drawn, tmp_path):
+    found, images = search(journal=tmp_path / "journal")
     assert found == SETTINGS[3]
     assert images == sum(count for _, count in drawn)
 
 
-def test_a_hopeless_setting_is_given_up_after_a_third_of_its_pictures(bench, drawn, tmp_path):
+def test_a_hopeless_setting_is_given_up_after_a_third_of_its_pictures(search, drawn, tmp_path):
     settings = [SETTINGS[3], SETTINGS[4], SETTINGS[5]]
-    assert sweep(bench, "star", settings, ROWS, SEEDS, tmp_path / "journal")[1] == 18 + 6 + 18
+    assert search(settings=settings, journal=tmp_path / "journal")[1] == 18 + 6 + 18
     assert drawn == [(settings[0], 6), (settings[0], 12), (settings[1], 6), (settings[2], 6), (settings[2], 12)]
 
 
-def test_every_third_of_the_pictures_shows_the_target_as_often(bench, drawn, monkeypatch, tmp_path):
-    seen, real = [], training.evaluation.sweep._draw
+def test_every_third_of_the_pictures_shows_the_target_as_often(search, drawn, monkeypatch, tmp_path):
+    seen, real = [], training.evaluation.sweep.tried
 
-    def draw(bench, target, setting, rows, seeds):
-        seen.append([row["object"] for row in rows])
-        return real(bench, target, setting, rows, seeds)
+    def tried(protocol, *arguments):
+        seen.append([row["object"] for row in protocol.rows])
+        return real(protocol, *arguments)
 
-    monkeypatch.setattr(training.evaluation.sweep, "_draw", draw)
-    sweep(bench, "star", SETTINGS[:2], ROWS, SEEDS, tmp_path / "journal")
+    monkeypatch.setattr(training.evaluation.sweep, "tried", tried)
+    search(settings=SETTINGS[:2], journal=tmp_path / "journal")
     assert seen[0].count("star") == 2 and seen[1].count("star") == 4
 
 
-def test_a_finished_search_is_read_and_draws_nothing(bench, drawn, tmp_path):
-    first = sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / "journal")
+def test_a_finished_search_is_read_and_draws_nothing(search, drawn, tmp_path):
+    first = search(journal=tmp_path / "journal")
     drawn.clear()
-    assert sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / "journal") == first
+    assert search(journal=tmp_path / "journal") == first
     assert drawn == []
 
 
 @pytest.mark.parametrize("trials", [None, 4])
 def test_interrupted_at_any_picture_and_started_again_it_goes_on_as_if_it_never_was(
-    bench, drawn, monkeypatch, tmp_path, trials
+    search, drawn, monkeypatch, tmp_path, trials
 ):
-    expected = sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / "whole", trials)
-    whole, real = list(drawn), training.evaluation.sweep._draw
+    expected = search(journal=tmp_path / "whole", trials=trials)
+    whole, real = list(drawn), training.evaluation.sweep.tried
     for done in range(len(whole)):
         drawn.clear()
         left = iter(range(done))
 
-        def draw(*arguments, left=left):
+        def tried(*arguments, left=left):
             if next(left, None) is None:
-                monkeypatch.setattr(training.evaluation.sweep, "_draw", real)
+                monkeypatch.setattr(training.evaluation.sweep, "tried", real)
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        monkeypatch.setattr(training.evaluation.sweep, "_draw", draw)
+        monkeypatch.setattr(training.evaluation.sweep, "tried", tried)
         with pytest.raises(KeyboardInterrupt):
-            sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / str(done), trials)
-        assert sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / str(done), trials) == expected
+            search(journal=tmp_path / str(done), trials=trials)
+        assert search(journal=tmp_path / str(done), trials=trials) == expected
         assert [call for n, call in enumerate(drawn) if call not in drawn[:n]] == whole, f"after {done} pictures"
 
 
-def test_fewer_trials_than_settings_are_chosen_by_the_seed_alone(bench, drawn, tmp_path):
+def test_fewer_trials_than_settings_are_chosen_by_the_seed_alone(search, drawn, tmp_path):
     picked = []
     for n, seed in enumerate((0, 0, 1, 2)):
         drawn.clear()
-        sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / str(n), trials=3, seed=seed)
+        search(journal=tmp_path / str(n), trials=3, seed=seed)
         picked.append([setting for setting, _ in drawn])
         assert 1 <= len(set(picked[-1])) <= 3
     assert picked[0] == picked[1] and len({tuple(own) for own in picked}) > 1
 
 
-def test_a_setting_asked_for_twice_is_drawn_once(bench, drawn, tmp_path):
-    sweep(bench, "star", SETTINGS[:2], ROWS, SEEDS, tmp_path / "journal", trials=2)
+def test_a_setting_asked_for_twice_is_drawn_once(search, drawn, tmp_path):
+    search(settings=SETTINGS[:2], journal=tmp_path / "journal", trials=2)
     for trials in (3, 4, 5):
         drawn.clear()
-        sweep(bench, "star", SETTINGS, ROWS, SEEDS, tmp_path / "journal", trials=trials, seed=4)
+        search(journal=tmp_path / "journal", trials=trials, seed=4)
         assert len(set(drawn)) == len(drawn)
 
 
-def test_other_pictures_or_settings_are_another_search_in_the_same_journal(bench, drawn, tmp_path):
-    for options in ({}, {"settings": SETTINGS[:3]}, {"seeds": SEEDS[::-1], "rows": ROWS[::-1]}, {"target": "moon"}):
+def test_other_pictures_or_settings_are_another_search_in_the_same_journal(search, drawn, tmp_path):
+    others = ({"settings": SETTINGS[:3]}, {"anchor_seed": 1}, {"rows": ROWS[::-1]}, {"images": 15}, {"target": "moon"})
+    for options in ({}, *others):
         drawn.clear()
-        named = {"target": "star", "settings": SETTINGS, "rows": ROWS, "seeds": SEEDS} | options
-        sweep(bench, journal=tmp_path / "journal", **named)
+        search(journal=tmp_path / "journal", **options)
         assert drawn
 
 
-def test_one_setting_costs_nothing_and_leaves_no_journal(bench, drawn, tmp_path):
-    assert sweep(bench, "star", SETTINGS[:1], ROWS, SEEDS, tmp_path / "journal") == (SETTINGS[0], 0)
+def test_one_setting_costs_nothing_and_leaves_no_journal(search, drawn, tmp_path):
+    assert search(settings=SETTINGS[:1], journal=tmp_path / "journal") == (SETTINGS[0], 0)
     assert drawn == [] and not list(tmp_path.iterdir())
 
 

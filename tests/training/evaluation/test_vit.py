@@ -8,7 +8,7 @@ from torch import nn
 
 from saeuron import SaeuronError
 from training.common.pictures import from_picture
-from training.evaluation.vit import VisionTransformer, load_classifier, load_judge, prepared
+from training.evaluation.vit import VisionTransformer, VitJudge, load_classifier, prepared
 
 
 def by_torch(weights, images):
@@ -78,7 +78,7 @@ def test_a_judge_names_the_largest_logit_of_each_kind(tmp_path, vit_weights, wra
             save_file(own, paths[kind])
         else:
             torch.save(wrap({f"module.{name}": value for name, value in own.items()}), paths[kind])
-    judge = load_judge(paths, names, "cpu")
+    judge = VitJudge(paths, names, "cpu")
     assert judge(torch.rand(3, 3, 64, 64)) == {"object": ["cat"] * 3, "style": ["oil"] * 3}
 
 
