@@ -29,7 +29,8 @@ class ConceptStatistics:
     - ``tokens`` ``[C, S, d]``: mean tokens, a map's tokens averaged, of the pictures that show a concept;
     - ``together`` ``[C, C, S]``: how many pictures show both of two concepts;
     - ``pictures`` ``[S]``, ``all_sums`` ``[S, n]``, ``all_tokens`` ``[S, d]``: the same of all pictures;
-    - ``squares`` ``[S, n]``: squared pre-activations of the mean token, of all pictures, for the variance.
+    - ``squares`` ``[S, n]``: squared pre-activations of the mean token, of all pictures, for the variance;
+    - ``unguided`` ``[S, d]`` and ``halves`` ``[S]``: mean tokens of the unconditional halves of guidance, and how many.
 
     It is None where only map means were ever added: a file of version 1, or a published table.
     """
@@ -64,9 +65,17 @@ class ConceptStatistics:
         return self._rows[concept]
 
     def observe(
-        self, sae: SparseAutoencoder, concepts: Sequence[Sequence[str]], timestep: float, tokens: torch.Tensor
+        self,
+        sae: SparseAutoencoder,
+        concepts: Sequence[Sequence[str]],
+        timestep: float,
+        tokens: torch.Tensor,
+        unguided: torch.Tensor | None = None,
     ) -> None:
-        """Add pictures: the ``tokens`` ``[B, N, d_in]`` of their maps; ``concepts[b]`` are the names that one shows."""
+        """Add pictures: the ``tokens`` ``[B, N, d_in]`` of their maps; ``concepts[b]`` are the names that one shows.
+
+        ``unguided`` ``[B, N, d_in]`` are the tokens of the unconditional half, where the model was guided.
+        """
         if self.more is None and not bool(self.counts.any()):
             self._make_room(sae.d_in)
         means, more = map_means(sae, tokens), self.more
@@ -79,6 +88,9 @@ class ConceptStatistics:
             more["tokens"][:, column] += shows @ middle.cpu()
             for name, values in (("all_sums", means), ("all_tokens", middle), ("squares", pre.square())):
                 more[name][column] += values.sum(0).cpu()
+            if unguided is not None:
+                more["unguided"][column] += unguided.mean(1, dtype=torch.float32).sum(0).cpu()
+                more["halves"][column] += len(unguided)
 
     def add(self, concepts: Sequence[Sequence[str]], timestep: float, means: torch.Tensor) -> None:
         """Add pictures of which only map means ``[B, n_latents]`` are known: enough for tables, not for contrasts."""
@@ -103,6 +115,7 @@ class ConceptStatistics:
         count, steps = self.counts.shape
         sizes = {"tokens": (count, steps, d_in), "together": (count, count, steps), "pictures": (steps,)}
         sizes |= {"all_sums": (steps, self.n_latents), "all_tokens": (steps, d_in), "squares": (steps, self.n_latents)}
+        sizes |= {"unguided": (steps, d_in), "halves": (steps,)}
         self.more = {name: torch.zeros(size) for name, size in sizes.items()}
 
     def check_belongs(self, fingerprint: str) -> None:

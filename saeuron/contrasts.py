@@ -15,6 +15,8 @@ DETECTING, CHANGING = 64, 192
 """How many latents detect a concept, and by how many latents the concepts of a kind are told from each other."""
 ORDINARY = 2.0
 """How much it counts, beside being near, that a goal is like the rest of its kind."""
+UNGUIDED = 1.0
+"""How much the difference between the halves of guidance counts as scatter: no half shows a concept by being itself."""
 RIDGE = 0.5
 """Pictures that the regression imagines of every concept, in which it has no effect."""
 
@@ -186,12 +188,14 @@ class Contrasts:
 class _Step:
     """One timestep: ``intercept`` ``[n]`` and effects ``pre`` ``[C, n]`` of pre-activations of the mean token, effects
     ``act`` ``[C, n]`` of mean activations, and the variance ``noise`` ``[n]`` that nothing explains, plus its median.
+    ``unguided`` ``[n]`` is by how much pre-activations differ in the unconditional half, 0 where nobody said.
     """
 
     intercept: torch.Tensor
     pre: torch.Tensor
     act: torch.Tensor
     noise: torch.Tensor
+    unguided: torch.Tensor
 
     @classmethod
     def solve(cls, statistics: ConceptStatistics, sae: SparseAutoencoder, column: int) -> "_Step":
@@ -218,7 +222,10 @@ class _Step:
         freedom = torch.maximum(pictures - (count + 1 - kinds), pictures / 3)
         variance = ((more["squares"][column].double() - explained) / freedom).clamp(min=0)
         noise = variance.clamp(min=1e-6 * float(variance.mean())).float()
-        return cls(pre[0], pre[1:], act[1:].float(), noise + noise.median())
+        unguided = torch.zeros_like(more["unguided"][column])
+        if more["halves"][column]:
+            unguided = more["unguided"][column] / more["halves"][column] - more["all_tokens"][column] / pictures.float()
+        return cls(pre[0], pre[1:], act[1:].float(), noise + noise.median(), W_enc.float() @ unguided)
 
     def detectors(self, kinds: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Linear discriminants of each concept against the rest of its kind: latents, weights, and the latents'
@@ -226,7 +233,8 @@ class _Step:
 
         ``w = Σ⁻¹ (e_c − ē_rest)`` on the latents where ``(e_c − ē_rest)² / noise`` is largest. Σ is the noise on the
         diagonal, and the scatter of the effects of every other kind and of the rest of the own kind: a combination of
-        latents by which objects differ among themselves counts for little when neon is looked for.
+        latents by which objects differ among themselves counts for little when neon is looked for. So does one by which
+        the unconditional half differs from the other.
         """
         found = [self._detector(kinds, row) for row in range(len(kinds))]
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
@@ -241,6 +249,7 @@ class _Step:
         for group in filter(None, (rest, *groups)):
             spread = (self.pre[group] - self.pre[group].mean(0))[:, latents]
             sigma = sigma + spread.T @ spread / len(group)
+        sigma = sigma + UNGUIDED * self.unguided[latents].outer(self.unguided[latents])
         weights = torch.linalg.solve(sigma, d)
         usual = self.intercept + centre + sum(self.pre[group].mean(0) for group in groups)
         return latents, weights / (weights @ d), usual[latents]

@@ -6,7 +6,7 @@ is finished is kept in a file, so that nothing is drawn twice.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,15 +110,18 @@ class Learner:
         """The numbers of the prompts, in ``lesson.prompts``, that are not finished."""
         return (~self.done).nonzero().squeeze(-1).tolist()
 
-    def observe(self, number: int, tokens: dict[int, torch.Tensor]) -> None:
-        """Prompt ``number`` is drawn: ``tokens`` ``[B, N, d_in]`` by timestep, of one picture or of several."""
+    def observe(self, number: int, seen: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]]) -> None:
+        """Prompt ``number`` is drawn: by timestep its tokens ``[B, N, d_in]``, of one picture or of several.
+
+        With them come those of the unconditional half of guidance, or None.
+        """
         name = self.lesson.name if self.lesson.prompts[number][1] else WITHOUT + self.lesson.name
-        missing = [t for t in self.statistics.timesteps.tolist() if t not in tokens]
+        missing = [t for t in self.statistics.timesteps.tolist() if t not in seen]
         if missing:
             raise SaeuronError(f"the model was not called at timestep {missing[0]}, which the lesson observes")
         for column, timestep in enumerate(self.statistics.timesteps.tolist()):
-            maps = tokens[timestep]
-            self.statistics.observe(self.sae, [[name]] * len(maps), timestep, maps)
+            maps, unguided = seen[timestep]
+            self.statistics.observe(self.sae, [[name]] * len(maps), timestep, maps, unguided)
             self.middles[number, column] = maps.mean((0, 1), dtype=torch.float32).cpu()
         self.done[number] = True
         if self.path is not None:

@@ -21,7 +21,7 @@ def world(make_sae):
     def draw(number, neon):
         generator = torch.Generator().manual_seed(number)
         own = sae.b_dec + 0.5 * torch.randn(16, generator=generator) + neon * added
-        return {t: own + torch.randn(1, 30, 16, generator=generator) for t in TIMESTEPS}
+        return {t: (own + torch.randn(1, 30, 16, generator=generator), None) for t in TIMESTEPS}
 
     return sae, draw
 
@@ -69,7 +69,7 @@ def test_what_is_learnt_is_told_on_pictures_that_were_not_seen(world):
     assert learner.trust() > 0.8
     vectors, offsets = learner.table().contrasts(sae).probe(sae, "neon")
     for neon in (True, False):
-        scores = [float(draw(100 + n, neon)[901].mean((0, 1)) @ vectors[2] - offsets[2]) for n in range(30)]
+        scores = [float(draw(100 + n, neon)[901][0].mean((0, 1)) @ vectors[2] - offsets[2]) for n in range(30)]
         assert (sum(scores) / 30 > 0.5) == neon
 
 
@@ -87,7 +87,7 @@ def test_removing_what_was_learnt_turns_it_into_the_pictures_without_it(world):
     (edit,) = build_edits(sae, table, {"neon": Setting(strength=-1.0, edit="redirect")})
     assert edit.contrasts.goal("neon") == WITHOUT + "neon"
     vectors, offsets = edit.contrasts.probe(sae, "neon")
-    neon = torch.cat([draw(200 + n, True)[501] for n in range(20)])
+    neon = torch.cat([draw(200 + n, True)[501][0] for n in range(20)])
     before, after = (maps.mean(1) @ vectors[1] - offsets[1] for maps in (neon, edit(neon, 501)))
     assert float(before.mean()) > 0.6 and float(after.mean()) < 0.4
 
@@ -125,7 +125,7 @@ def test_what_was_learnt_joins_a_table_that_knows_other_concepts(world):
     statistics = ConceptStatistics({"cat": "object", "dog": "object"}, [951, 301, 1], sae.n_latents, sae.fingerprint)
     for timestep in (951, 301, 1):
         for number in range(12):
-            statistics.observe(sae, [["cat" if number % 2 else "dog"]], timestep, draw(300 + number, False)[901])
+            statistics.observe(sae, [["cat" if number % 2 else "dog"]], timestep, draw(300 + number, False)[901][0])
     known, new = (WholeTable(s) for s in (statistics, learnt(world).statistics))
     compact = [CompactTable.of(table, contrasts=table.contrasts(sae)) for table in (known, new)]
     both = compact[0].merged(compact[1])

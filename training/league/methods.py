@@ -1,21 +1,23 @@
 """The methods that the league compares: which SAE each reads with, what it searches, and how it edits."""
 
 import dataclasses
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import Hookpoint, Setting, build_edits, load_sae
+from saeuron import Setting, load_sae
 from saeuron.checkpoints import Bundle
+from saeuron.learning import Lesson
 from saeuron.removal import DEFAULT
 
 from ..common.prompts import read_prompts
-from ..diffusion.hook import Edit
 from ..diffusion.sampling import Sampling
 from ..evaluation.sweep import grid
 from ..sae.commands import Record, Train
+from ..sae.learn import learn
 from ..sae.record import record
 from ..sae.score import scored
 from ..sae.train import train
@@ -36,10 +38,14 @@ SAES: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """An SAE of `SAES`, and for each kind the settings that are tried on anchor prompts; a single one costs nothing."""
+    """An SAE of `SAES`, and for each kind the settings that are tried on anchor prompts; a single one costs nothing.
+
+    ``learnt`` is how many prompts that show a concept are all that is known of it; 0 stands for the SAE's whole table.
+    """
 
     sae: str
     settings: Mapping[str, Sequence[Setting]]
+    learnt: int = 0
 
 
 def _both(settings: Sequence[Setting]) -> dict[str, Sequence[Setting]]:
@@ -61,6 +67,9 @@ METHODS: dict[str, Method] = {
     "saeparate": Method("contrastive", _both(_SEARCH)),
     "default": Method("assigned", _both([DEFAULT])),
     "default_unsupervised": Method("plain", _both([DEFAULT])),
+    "learn_5": Method("plain", _both([DEFAULT]), learnt=5),
+    "learn_12": Method("plain", _both([DEFAULT]), learnt=12),
+    "learn_40": Method("plain", _both([DEFAULT]), learnt=40),
 }
 
 
@@ -97,6 +106,22 @@ class Lab:
         if (name, block) not in self.readers:
             self.readers[name, block] = self._make(name, block)
         return self.readers[name, block]
+
+    def learnt(self, name: str, block: str, concept: str, kind: str, count: int) -> Bundle:
+        """The SAE ``name`` and a table of ``concept`` alone, learnt from ``count`` anchor prompts that show it.
+
+        The neutral set are as many that do not, 24 at least. A prompt may come twice, as two pictures.
+        """
+        sae = self.reader(name, block).sae
+        rows = read_prompts("tinycanvas:anchor")
+        sorts = [[row["prompt"] for row in rows if (row[kind] == concept) == own] for own in (True, False)]
+        picker = random.Random(f"{self.seed} {concept}")
+        texts = [picker.sample(own, min(n, len(own))) for own, n in zip(sorts, (count, max(count, 24)), strict=True)]
+        path = self.work / "learnt" / block / name / f"{concept}-{count}.safetensors"
+        learner = learn(
+            self.pipeline, sae, Lesson.of(concept, kind, *texts), Sampling(self.steps, bf16=True), self.seed + 2, path
+        )
+        return Bundle(sae, learner.table())
 
     def _make(self, name: str, block: str) -> Bundle:
         folder = self.work / "saes" / block / name
@@ -139,14 +164,3 @@ class Lab:
             bf16=True,
         )
         return record(recipe)[list(recipe.hookpoints).index(block)]
-
-
-def edits_for(readers: Mapping[str, Bundle], settings: Mapping[str, Setting]) -> dict[Hookpoint, list[Edit]]:
-    """The edits that remove all concepts in ``settings``, at the hookpoint that ``readers`` have for each kind."""
-    found: dict[Hookpoint, list[Edit]] = {}
-    for reader in {id(reader): reader for reader in readers.values()}.values():
-        own = {name: setting for name, setting in settings.items() if readers[reader.table.concepts[name]] is reader}
-        if own:
-            chain = build_edits(reader.sae, reader.table, own)
-            found.setdefault(reader.sae.hookpoint, []).extend(chain)
-    return found

@@ -10,6 +10,7 @@ from ..evaluation.measures import Rate
 from .commands import KINDS
 
 MEASURES = ("ua", "ira", "cra")
+COUNTED = (*MEASURES, "kept")
 NEAR = (("circle", "ring"), ("square", "diamond"))
 
 
@@ -29,10 +30,10 @@ def summaries(rows: Sequence[dict], timing: Mapping[str, dict], methods: Sequenc
 
 
 def _summary(method: str, kind: str, rows: Sequence[dict], timing: dict) -> dict:
-    rates = {name: pooled(row["hits"][name] for row in rows) for name in MEASURES}
-    values = [rate.value for rate in rates.values()]
-    average = sum(values) / 3
-    below, above = (math.hypot(*(rate.value - rate.interval[end] for rate in rates.values())) / 3 for end in (0, 1))
+    rates = {name: pooled(row["hits"][name] for row in rows) for name in COUNTED}
+    three = [rates[name] for name in MEASURES]
+    average = sum(rate.value for rate in three) / 3
+    below, above = (math.hypot(*(rate.value - rate.interval[end] for rate in three)) / 3 for end in (0, 1))
 
     def mean(name: str) -> float:
         return sum(row[name] for row in rows) / len(rows)
@@ -59,7 +60,7 @@ def near_pairs(rows: Sequence[dict]) -> list[dict]:
     neighbours = dict([*NEAR, *(pair[::-1] for pair in NEAR)])
     return [
         {"method": row["method"], "removed": row["target"], "neighbour": neighbours[row["target"]]}
-        | {"kept": row["kept"][neighbours[row["target"]]]}
+        | {"kept": row["others"][neighbours[row["target"]]]}
         for row in rows
         if row["target"] in neighbours
     ]

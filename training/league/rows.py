@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import Hookpoint, Setting, read_assignment
+from saeuron import Hookpoint, Setting, build_edits, read_assignment
 from saeuron.checkpoints import Bundle
 from saeuron.files import read_json, write_json
 
@@ -26,7 +26,7 @@ from ..evaluation.measures import Verdicts, measures
 from ..evaluation.protocol import Protocol, paired
 from ..evaluation.sweep import sweep
 from .commands import CONDITIONS, KINDS, League
-from .methods import METHODS, SAES, Lab, Method, edits_for, thinned
+from .methods import METHODS, SAES, Lab, Method, thinned
 from .oracle import retrained
 from .probes import Outside, Ranges
 
@@ -55,6 +55,7 @@ class Contest:
     kinds: dict[str, str]
     bare: dict[str, Verdicts] = field(default_factory=dict)
     found: dict[tuple[str, str], tuple[Setting, int]] = field(default_factory=dict)
+    learnt: dict[tuple[str, int], Bundle] = field(default_factory=dict)
 
     @functools.cached_property
     def pipeline(self) -> StableDiffusionPipeline:
@@ -135,7 +136,7 @@ class Contest:
         """The setting by which a method removes ``target``, searched on anchor prompts, and the images that took."""
         if (name, target) not in self.found:
             method, kind = self.method(name), self.kinds[target]
-            reader = self.lab.reader(method.sae, self.block(kind))
+            reader = self.reader(method, target)
             seeds = {"seed": self.config.seed, "anchor_seed": self.config.seed + 3}
             anchors, images = self.protocol.of(read_prompts("tinycanvas:anchor")), self.config.search_images
             self.found[name, target] = sweep(
@@ -147,10 +148,25 @@ class Contest:
         """The edits by which a method removes all of ``targets``; none for ``none``."""
         if name == "none":
             return {}
-        method = self.method(name)
-        readers = {kind: self.lab.reader(method.sae, self.block(kind)) for kind in KINDS}
-        settings = {target: self.setting(name, target)[0] for target in targets}
-        return edits_for(readers, settings)
+        method, found = self.method(name), {}
+        readers: dict[int, tuple[Bundle, dict[str, Setting]]] = {}
+        for target in targets:
+            reader = self.reader(method, target)
+            readers.setdefault(id(reader), (reader, {}))[1][target] = self.setting(name, target)[0]
+        for reader, settings in readers.values():
+            chain = build_edits(reader.sae, reader.table, settings)
+            found.setdefault(reader.sae.hookpoint, []).extend(chain)
+        return found
+
+    def reader(self, method: Method, target: str) -> Bundle:
+        """The SAE that ``method`` removes ``target`` with, and the table that it knows it by."""
+        kind = self.kinds[target]
+        if not method.learnt:
+            return self.lab.reader(method.sae, self.block(kind))
+        if (target, method.learnt) not in self.learnt:
+            own = self.lab.learnt(method.sae, self.block(kind), target, kind, method.learnt)
+            self.learnt[target, method.learnt] = own
+        return self.learnt[target, method.learnt]
 
     def saes(self, methods: Sequence[str]) -> list[tuple[str, Bundle]]:
         """Every SAE that ``methods`` read with, by name and block."""
@@ -194,13 +210,15 @@ def of_target(contest: Contest, method: str, target: str) -> dict:
         "collateral": float((seen.features - before.features).norm(dim=1)[bystander].mean()),
         "confidence": float(seen.confidence.mean()),
         **shares,
-        "kept": kept(verdicts, kind, [name for name, own in contest.kinds.items() if own == kind and name != target]),
+        "others": others(
+            verdicts, kind, [name for name, own in contest.kinds.items() if own == kind and name != target]
+        ),
         "setting": dataclasses.asdict(setting) if setting else None,
         "search_images": cost,
     }
 
 
-def kept(verdicts: Verdicts, kind: str, names: Sequence[str]) -> dict[str, float]:
+def others(verdicts: Verdicts, kind: str, names: Sequence[str]) -> dict[str, float]:
     """How often each of ``names`` is found where it was asked for."""
     found: dict[str, list[bool]] = {name: [] for name in names}
     for asked, right in zip(verdicts.asked[kind], verdicts.right(kind), strict=True):

@@ -111,7 +111,8 @@ def score(
         names = [list(labels(row).values()) for row in picked]
 
         def tap(tokens, timestep, conditional, names=names):
-            statistics.observe(sae, names, timestep, tokens[conditional])
+            unguided = tokens[: conditional.start] if conditional.start else None
+            statistics.observe(sae, names, timestep, tokens[conditional], unguided)
             return tokens
 
         seeds = [seed * 1_000_003 + start + n for n in range(len(picked))]
