@@ -247,12 +247,14 @@ def test_interrupted_while_it_goes_on_it_gives_the_same_files(recipe, tmp_path, 
         train(recipe(steps=40, output=tmp_path / "steps"))
     train(recipe(steps=40, output=tmp_path / "steps"))
     assert results(tmp_path / "steps") == results(tmp_path / "at once")
-    for done in range(1, 5):  # two checkpoints and a last one, the SAE's first file
+    for done in range(6):  # the config, two checkpoints and a last one, the SAE's two files
+        output = tmp_path / str(done)
+        shutil.copytree(tmp_path / "writes", output)
         interrupt_write(done, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe(steps=40, output=tmp_path / "writes"))
-    train(recipe(steps=40, output=tmp_path / "writes"))
-    assert results(tmp_path / "writes") == results(tmp_path / "at once")
+            train(recipe(steps=40, output=output))
+        train(recipe(steps=40, output=output))
+        assert results(output) == results(tmp_path / "at once"), f"after {done} writes"
 
 
 def test_a_dry_run_tells_what_it_takes_and_writes_nothing(recipe, capsys):
