@@ -62,7 +62,7 @@ class ActivationRecorder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
         # ComfyUI repeats the sentence for every input that is asked for here, so the labels are asked of the workflow.
-        labels = workflow.inputs(cls.hidden.unique_id).get("labels")
+        labels = workflow.inputs(workflow.number(cls)).get("labels")
         checked = workflow.told(output_folder, folder)
         return workflow.told(parse_labels, labels if isinstance(labels, str) else None) if checked is True else checked
 
