@@ -144,11 +144,11 @@ class Recorder:
         if self.room < 0 and self.parts:
             return  # full: what was taken so far is still written, whole
         kept = tokens[rows[:, None].to(tokens.device), position.to(tokens.device)]
-        picture = place.images[rows, None].expand_as(position)
+        picture = place.pictures[rows, None].expand_as(position)
         timestep = torch.full_like(position, whole_timestep(place.timestep))
         fields = (picture, timestep, position)
         self.parts.append(Tokens(kept.flatten(0, 1).half().cpu(), *(field.flatten() for field in fields)))
-        self.pictures = max(self.pictures, int(place.images.max()) + 1)
+        self.pictures = max(self.pictures, int(place.pictures.max()) + 1)
 
     def end(self, finished: bool) -> None:
         if finished and self.parts:
