@@ -61,8 +61,8 @@ class ConceptSelector(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, concepts: str | None) -> bool | str:
-        loader = workflow.linked(cls.hidden.unique_id, "sae", "SAeUronLoader") or {}
-        table = workflow.inputs(cls.hidden.unique_id).get("table", FROM_FILE)
+        loader = workflow.linked(workflow.number(cls), "sae", "SAeUronLoader") or {}
+        table = workflow.inputs(workflow.number(cls)).get("table", FROM_FILE)
         return workflow.told(check, concepts, loader.get("sae_name"), table)
 
     @classmethod

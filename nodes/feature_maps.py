@@ -146,7 +146,7 @@ class ConceptPlot(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, concept: str | None) -> bool | str:
-        loader = workflow.linked(cls.hidden.unique_id, "sae", "SAeUronLoader") or {}
+        loader = workflow.linked(workflow.number(cls), "sae", "SAeUronLoader") or {}
         return workflow.told(check_concept, concept, loader.get("sae_name"))
 
     @classmethod

@@ -62,7 +62,7 @@ class ActivationRecorder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
         # ComfyUI repeats the sentence for every input that is asked for here, so the labels are asked of the workflow.
-        labels = workflow.inputs(cls.hidden.unique_id).get("labels")
+        labels = workflow.inputs(workflow.number(cls)).get("labels")
         checked = workflow.told(output_folder, folder)
         return workflow.told(parse_labels, labels if isinstance(labels, str) else None) if checked is True else checked
 
@@ -144,11 +144,11 @@ class Recorder:
         if self.room < 0 and self.parts:
             return  # full: what was taken so far is still written, whole
         kept = tokens[rows[:, None].to(tokens.device), position.to(tokens.device)]
-        picture = place.images[rows, None].expand_as(position)
+        picture = place.pictures[rows, None].expand_as(position)
         timestep = torch.full_like(position, whole_timestep(place.timestep))
         fields = (picture, timestep, position)
         self.parts.append(Tokens(kept.flatten(0, 1).half().cpu(), *(field.flatten() for field in fields)))
-        self.pictures = max(self.pictures, int(place.images.max()) + 1)
+        self.pictures = max(self.pictures, int(place.pictures.max()) + 1)
 
     def end(self, finished: bool) -> None:
         if finished and self.parts:

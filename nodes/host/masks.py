@@ -9,9 +9,11 @@ def check_mask(mask: torch.Tensor | None, shape: torch.Size) -> None:
     """Raise SaeuronError unless ``mask`` fits latents of ``shape`` ``[B, C, h, w]``."""
     if mask is None:
         return
-    images, height, width = mask.shape
-    if images not in (1, shape[0]):
-        raise SaeuronError(f"the mask holds {images} pictures and {shape[0]} are sampled: give one mask, or {shape[0]}")
+    pictures, height, width = mask.shape
+    if pictures not in (1, shape[0]):
+        raise SaeuronError(
+            f"the mask holds {pictures} pictures and {shape[0]} are sampled: give one mask, or {shape[0]}"
+        )
     if abs(height * shape[-1] / (width * shape[-2]) - 1) > 0.05:
         raise SaeuronError(
             f"the mask is {width} × {height} and the latent {shape[-1]} × {shape[-2]}: "
@@ -20,10 +22,10 @@ def check_mask(mask: torch.Tensor | None, shape: torch.Size) -> None:
 
 
 def on_tokens(
-    mask: torch.Tensor | None, images: torch.Tensor, height: int, width: int, device: torch.device
+    mask: torch.Tensor | None, pictures: torch.Tensor, height: int, width: int, device: torch.device
 ) -> torch.Tensor | None:
-    """``mask`` for each of ``images`` ``[B]`` at the resolution of a feature map, ``[B, height·width]``."""
+    """``mask`` for each of ``pictures`` ``[B]`` at the resolution of a feature map, ``[B, height·width]``."""
     if mask is None:
         return None
     small = torch.nn.functional.interpolate(mask[:, None].float(), (height, width), mode="area")
-    return small.flatten(1)[images % len(mask)].to(device)
+    return small.flatten(1)[pictures % len(mask)].to(device)

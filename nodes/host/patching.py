@@ -61,15 +61,15 @@ class Patch:
 class Place:
     """Where in the sampling a block's tokens come from; ``rows`` ``[B]`` bool are those that a patch is meant for.
 
-    ``images`` ``[B]`` is each row's picture in the batch; ``height`` and ``width`` are those of the feature map;
-    ``model`` is the one being called, which may be a clone on another device.
+    ``pictures`` ``[B]`` is the number of the picture that each row shows; ``height`` and ``width`` are those of the
+    feature map; ``model`` is the one being called, which may be a clone on another device.
     """
 
     timestep: float
     height: int
     width: int
     rows: torch.Tensor
-    images: torch.Tensor
+    pictures: torch.Tensor
     model: BaseModel
 
 
@@ -144,8 +144,8 @@ def _around_call(patches: tuple[Patch, ...]) -> Callable:
         try:
             for patch in patches:
                 if patch.window(model.model_sampling).covers(timestep):
-                    rows, images = rows_of(len(x), transformer_options, patch.applies_to)
-                    hook = _hook(patch, timestep, rows, images, model)
+                    rows, pictures = rows_of(len(x), transformer_options, patch.applies_to)
+                    hook = _hook(patch, timestep, rows, pictures, model)
                     handles.append(block_of(model, patch.hookpoint).register_forward_hook(hook))
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         finally:
@@ -155,11 +155,11 @@ def _around_call(patches: tuple[Patch, ...]) -> Callable:
     return wrapper
 
 
-def _hook(patch: Patch, timestep: float, rows: torch.Tensor, images: torch.Tensor, model: BaseModel) -> Callable:
+def _hook(patch: Patch, timestep: float, rows: torch.Tensor, pictures: torch.Tensor, model: BaseModel) -> Callable:
     @torch.compiler.disable
     def hook(_module, args, output):
         tokens = patch.hookpoint.read(output, args[0])
-        place = Place(timestep, *output.shape[-2:], rows, images, model)
+        place = Place(timestep, *output.shape[-2:], rows, pictures, model)
         if patch.observer is not None:
             patch.observer.see(tokens, place)
             return None
@@ -178,7 +178,7 @@ def _edited(patch: Patch, tokens: torch.Tensor, place: Place) -> torch.Tensor:
     result = tokens
     for part in chosen.split(maps):
         given = tokens if len(part) == len(tokens) else tokens[part.to(tokens.device)]
-        mask = on_tokens(patch.mask, place.images[part], place.height, place.width, tokens.device)
+        mask = on_tokens(patch.mask, place.pictures[part], place.height, place.width, tokens.device)
         edited = edit(given, place.timestep, mask=mask)
         if edited is given:
             continue

@@ -24,6 +24,11 @@ def _remember(request: dict) -> dict:
     return request
 
 
+def number(node: type) -> str | None:
+    """The id that the workflow gives a node, if its schema asks for it and ComfyUI tells it this early."""
+    return getattr(getattr(node, "hidden", None), "unique_id", None)
+
+
 def inputs(node_id: str | None) -> dict:
     """A node's inputs as they were queued: values, and links ``[node id, output]``."""
     node = _queued.get().get(str(node_id))

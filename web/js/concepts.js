@@ -25,9 +25,9 @@ async function fetchConcepts(node) {
 
 function add(node, name) {
   const text = widget(node, "concepts");
-  const names = text.value.split(/[,\n]/).map((entry) => entry.split(":")[0].trim());
-  if (names.includes(name)) return;
-  const before = text.value.trimEnd().replace(/,$/, "");
+  const names = text.value.split(/[,;\n]/).map((entry) => entry.split(":")[0].replace(/[()]/g, "").trim().toLowerCase());
+  if (names.includes(name.toLowerCase())) return;
+  const before = text.value.trimEnd().replace(/[,;]$/, "");
   text.value = before ? `${before}, ${name}` : name;
   text.callback?.(text.value);
   node.graph.setDirtyCanvas(true, true);

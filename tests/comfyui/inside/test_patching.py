@@ -128,7 +128,7 @@ def test_the_size_is_read_from_the_tensor(tinycanvas, watched, sample):
     model, witness, _ = watched(tinycanvas[0])
     sample(model, shape=(3, 16, 24), steps=2)
     assert {(place.height, place.width) for place in witness.places} == {(8, 12)}
-    assert witness.places[0].images.tolist() == [0, 1, 2, 0, 1, 2]
+    assert witness.places[0].pictures.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_the_edit_changes_the_picture_and_disconnecting_it_restores_every_bit(tinycanvas, neon, sample):
