@@ -15,10 +15,11 @@ test-comfyui: .venv/.installed
 screenshots: .venv/.installed
 	KEEP_SCREENSHOTS=1 .venv/bin/python -m pytest tests/comfyui/test_browser.py
 
-# Other people's SAE libraries, against which our readers are held; in an environment of their own, for their pins.
+# Other people's SAE libraries, against which our readers are held, and a harness that runs our removals and judges; in an
+# environment of their own, for their pins.
 .PHONY: test-peers
 test-peers: .venv-peers/.installed
-	.venv-peers/bin/python -c "import dictionary_learning, sae_lens, sparsify; from importlib.metadata import version; version('overcomplete')"
+	.venv-peers/bin/python -c "import dictionary_learning, sae_lens, sparsify; from importlib.metadata import version; version('overcomplete'), version('eval-unlearn')"
 	.venv-peers/bin/python -m pytest tests/peers
 
 lint: .venv/.installed

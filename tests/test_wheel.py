@@ -1,47 +1,11 @@
 """The project as ``pip install`` brings it: a wheel in an environment of its own, used outside the repository."""
 
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
-import pytest
 import tomllib
 
 ROOT = Path(__file__).parents[1]
 PLACES = {"saeuron": "saeuron", "saeuron_bench": "training", "tinycanvas": "tinycanvas"}
-
-
-def run(*command, cwd, code=0):
-    """What ``command`` prints on stdout, run in ``cwd`` with no path to the repository."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    return ended.stdout
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The folder of the programs of a fresh environment with the wheel, which finds all else where these tests do."""
-    place = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):  # a copy: building leaves files behind
-        if (ROOT / name).exists() and not name.startswith("tests/"):
-            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, place / "source" / name)
-    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    run(sys.executable, "-m", "pip", "wheel", *offline, "-w", place, place / "source", cwd=place)
-    (wheel,) = place.glob("*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", place / "env", cwd=place)
-    python = place / "env" / "bin" / "python"
-    target = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip()
-    (Path(target) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
-    run(python, "-m", "pip", "install", *offline, wheel, cwd=place)
-    return python.parent
 
 
 def test_every_folder_of_code_is_in_the_wheel():
@@ -54,19 +18,19 @@ def test_every_folder_of_code_is_in_the_wheel():
     assert set(listed) == folders
 
 
-def test_the_library_is_there_from_anywhere_and_costs_no_torch(installed, tmp_path):
+def test_the_library_is_there_from_anywhere_and_costs_no_torch(installed, run, tmp_path):
     program = "import saeuron, sys; print(saeuron.__file__, 'torch' in sys.modules)"
     place, heavy = run(installed / "python", "-c", program, cwd=tmp_path).split()
     assert heavy == "False" and Path(place).is_relative_to(installed.parent)
 
 
-def test_the_command_lists_its_commands_under_its_own_name(installed, tmp_path):
+def test_the_command_lists_its_commands_under_its_own_name(installed, run, tmp_path):
     told = run(installed / "saeuron", "--help", cwd=tmp_path)
     assert told.startswith("usage: saeuron COMMAND") and " record " in told
     assert run(installed / "saeuron", "record", "--help", cwd=tmp_path).startswith("usage: saeuron record")
 
 
-def test_a_job_on_the_embedded_model_runs_in_an_empty_folder(installed, tmp_path):
+def test_a_job_on_the_embedded_model_runs_in_an_empty_folder(installed, run, tmp_path):
     told = run(installed / "saeuron", "hookpoints", "tinycanvas", cwd=tmp_path)
     assert "| unet.up_blocks.1.attentions.1 " in told
     sae = "unet.up_blocks.1.attentions.1"
