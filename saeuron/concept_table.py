@@ -99,8 +99,9 @@ class ConceptTable(ABC):
 class WholeTable(ConceptTable):
     """A table that knows all latents, made of statistics; the statistics must not change afterwards."""
 
-    def __init__(self, statistics: ConceptStatistics) -> None:
-        self.statistics = statistics
+    def __init__(self, statistics: ConceptStatistics, residuals: torch.Tensor | None = None) -> None:
+        """``residuals`` are those of `Contrasts.fit`."""
+        self.statistics, self.residuals = statistics, residuals
         self.concepts, self.timesteps, self.n_latents = statistics.concepts, statistics.timesteps, statistics.n_latents
         self.fingerprint, self.origin = statistics.fingerprint, statistics.origin
         self._contrasts: Contrasts | None = None
@@ -155,7 +156,7 @@ class WholeTable(ConceptTable):
 
     def contrasts(self, sae: SparseAutoencoder) -> Contrasts:
         if self._contrasts is None:
-            self._contrasts = Contrasts.fit(self.statistics, sae)
+            self._contrasts = Contrasts.fit(self.statistics, sae, self.residuals)
         return self._contrasts
 
     def _row(self, concept: str) -> int:

@@ -48,8 +48,13 @@ class Contrasts:
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, statistics: ConceptStatistics, sae: SparseAutoencoder) -> "Contrasts":
+    def fit(
+        cls, statistics: ConceptStatistics, sae: SparseAutoencoder, residuals: torch.Tensor | None = None
+    ) -> "Contrasts":
         """Fit all detectors and effects, one timestep after another.
+
+        ``residuals`` ``[P, S, d_in]`` are mean tokens of pictures less the mean of their concept, where they are known:
+        what else pictures differ in, of which nobody has said what it is.
 
         The model is additive: a map is an intercept, the effect of every concept that its picture shows, and noise.
         Ridge regression solves it from the sums alone, so that few and unbalanced pictures are enough: the mean of
@@ -71,7 +76,8 @@ class Contrasts:
         kinds, found = list(statistics.concepts.values()), []
         for column in range(len(statistics.timesteps)):
             step = _Step.solve(statistics, sae, column)
-            found.append((*step.detectors(kinds), *step.changes(kinds), step.distances()))
+            own = None if residuals is None else residuals[:, column].float() @ sae.W_enc.detach().float().cpu().T
+            found.append((*step.detectors(kinds, own), *step.changes(kinds), step.distances()))
         latents, weights, usual, changed, effects, distances = (
             torch.stack(parts) for parts in zip(*found, strict=True)
         )
@@ -227,7 +233,7 @@ class _Step:
             unguided = more["unguided"][column] / more["halves"][column] - more["all_tokens"][column] / pictures.float()
         return cls(pre[0], pre[1:], act[1:].float(), noise + noise.median(), W_enc.float() @ unguided)
 
-    def detectors(self, kinds: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def detectors(self, kinds: list[str], residuals: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Linear discriminants of each concept against the rest of its kind: latents, weights, and the latents'
         pre-activations in a usual picture without the concept, each ``[C, m]``.
 
@@ -236,10 +242,10 @@ class _Step:
         latents by which objects differ among themselves counts for little when neon is looked for. So does one by which
         the unconditional half differs from the other.
         """
-        found = [self._detector(kinds, row) for row in range(len(kinds))]
+        found = [self._detector(kinds, row, residuals) for row in range(len(kinds))]
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
-    def _detector(self, kinds: list[str], row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _detector(self, kinds: list[str], row: int, residuals: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         rest = [other for other, kind in enumerate(kinds) if kind == kinds[row] and other != row]
         groups = [_members(kinds, kind) for kind in dict.fromkeys(kinds) if kind != kinds[row]]
         centre = self.pre[rest].mean(0) if rest else torch.zeros_like(self.intercept)
@@ -249,6 +255,8 @@ class _Step:
         for group in filter(None, (rest, *groups)):
             spread = (self.pre[group] - self.pre[group].mean(0))[:, latents]
             sigma = sigma + spread.T @ spread / len(group)
+        if residuals is not None:
+            sigma = sigma + residuals[:, latents].T @ residuals[:, latents] / len(residuals)
         sigma = sigma + UNGUIDED * self.unguided[latents].outer(self.unguided[latents])
         weights = torch.linalg.solve(sigma, d)
         usual = self.intercept + centre + sum(self.pre[group].mean(0) for group in groups)

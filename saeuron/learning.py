@@ -129,7 +129,7 @@ class Learner:
 
     def table(self) -> WholeTable:
         """The concept, and the pictures without it as the other one of its kind."""
-        return WholeTable(self.statistics)
+        return WholeTable(self.statistics, self._residuals(range(len(self.done))))
 
     @torch.no_grad()
     def trust(self) -> float:
@@ -148,9 +148,15 @@ class Learner:
         for column, timestep in enumerate(part.timesteps.tolist()):
             names = [[name if shown[number] else WITHOUT + name] for number in known]
             part.observe(self.sae, names, timestep, self.middles[known, column][:, None].to(self.sae.W_enc.device))
-        vectors, offsets = Contrasts.fit(part, self.sae).probe(self.sae, name)
+        vectors, offsets = Contrasts.fit(part, self.sae, self._residuals(known)).probe(self.sae, name)
         scores = ((self.middles[asked] * vectors).sum(-1) - offsets).mean(1)
         return [bool(score > 0.5) == shown[number] for score, number in zip(scores, asked, strict=True)]
+
+    def _residuals(self, numbers: Sequence[int]) -> torch.Tensor:
+        """By what the mean tokens of prompts differ from the mean of their sort, ``[P, S, d_in]``."""
+        shown = [own for _, own in self.lesson.prompts]
+        sorts = [[number for number in numbers if shown[number] == own] for own in (True, False)]
+        return torch.cat([self.middles[own] - self.middles[own].mean(0) for own in sorts])
 
     def _keep(self) -> None:
         about = {"format": FORMAT, "version": VERSION, "identity": self.identity}

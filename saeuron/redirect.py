@@ -9,7 +9,7 @@ from .contrasts import Contrasts
 from .edits import Edit, move
 from .selection import nearest_column
 
-LOW, HIGH = 0.0, 0.5
+LOW, HIGH = 0.1, 0.4
 """Between which values of its evidence a concept comes to be edited in full."""
 SHARE = 0.25
 """The share of the highest score among its rivals that is taken from a concept's own."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from saeuron import Setting, load_sae
+from saeuron import Hookpoint, Setting, build_edits, load_sae
 from saeuron.checkpoints import Bundle
 from saeuron.learning import Lesson
 from saeuron.removal import DEFAULT
 
 from ..common.prompts import read_prompts
+from ..diffusion.hook import Edit
 from ..diffusion.sampling import Sampling
 from ..evaluation.sweep import grid
 from ..sae.commands import Record, Train
@@ -164,3 +165,13 @@ class Lab:
             bf16=True,
         )
         return record(recipe)[list(recipe.hookpoints).index(block)]
+
+
+def edits_for(readers: Mapping[str, Bundle], settings: Mapping[str, Setting]) -> dict[Hookpoint, list[Edit]]:
+    """The edits that remove all concepts in ``settings``, each by the SAE and table that ``readers`` has for it."""
+    found: dict[Hookpoint, list[Edit]] = {}
+    for reader in {id(reader): reader for reader in readers.values()}.values():
+        own = {name: setting for name, setting in settings.items() if readers[name] is reader}
+        if own:
+            found.setdefault(reader.sae.hookpoint, []).extend(build_edits(reader.sae, reader.table, own))
+    return found

@@ -71,7 +71,7 @@ def markdown(report: dict) -> str:
     config = report["config"]
     parts = [
         "# League",
-        f"`{report['command']}`, seed {config['seed']}, {config['seeds']} × 90 pictures, "
+        f"`{report['command']}`, seed {config['seed']}, pictures from seed {config['picture_seed']}, {config['seeds']} × 90 pictures, "
         f"{config['steps']} DDIM steps, guidance 3. Rates in percent with 95 % intervals; every picture has the seed "
         "of its unedited twin.",
     ]
@@ -138,10 +138,21 @@ def _sae(row: dict) -> tuple[str, ...]:
 
 
 def _main_table(rows: Sequence[dict]) -> str:
-    heads = ("method", "UA", "IRA", "CRA", "average", "collateral", "outside norm", "outside dim.", "confidence")
+    heads = (
+        "method",
+        "UA",
+        "IRA",
+        "CRA",
+        "average",
+        "kept",
+        "collateral",
+        "outside norm",
+        "outside dim.",
+        "confidence",
+    )
     lines = []
     for row in rows:
-        cells = [_interval(row[name], row[f"{name}_interval"]) for name in (*MEASURES, "average")]
+        cells = [_interval(row[name], row[f"{name}_interval"]) for name in (*MEASURES, "average", "kept")]
         cells += [f"{row['collateral']:.3f}", _percent(row["outside_norm"]), _percent(row["outside_dimensions"])]
         cells += [f"{row['confidence']:.3f}", str(row["search_images"])]
         lines.append((row["method"], *cells, f"{row['ms_per_step']:.0f} (+{_extra(row):.0f})"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import Hookpoint, Setting, build_edits, read_assignment
+from saeuron import Hookpoint, Setting, read_assignment
 from saeuron.checkpoints import Bundle
 from saeuron.files import read_json, write_json
 
@@ -26,14 +26,23 @@ from ..evaluation.measures import Verdicts, measures
 from ..evaluation.protocol import Protocol, paired
 from ..evaluation.sweep import sweep
 from .commands import CONDITIONS, KINDS, League
-from .methods import METHODS, SAES, Lab, Method, thinned
+from .methods import METHODS, SAES, Lab, Method, edits_for, thinned
 from .oracle import retrained
 from .probes import Outside, Ranges
 
 MATERIAL = ("images", "tokens_per_map", "expansion", "k", "train_batch", "train_steps", "tune_steps", "score_images")
 MATERIAL += ("steps", "seed", "object_block", "style_block", "oracle_steps")
 """The options that recordings, SAEs, tables and oracles depend on."""
-ROWS = (*MATERIAL, "search_images", "latents", "strengths", "seeds", "attack_seeds", "attack_iterations")
+ROWS = (
+    *MATERIAL,
+    "search_images",
+    "latents",
+    "strengths",
+    "seeds",
+    "picture_seed",
+    "attack_seeds",
+    "attack_iterations",
+)
 """The options that finished rows depend on."""
 
 
@@ -92,7 +101,7 @@ class Contest:
 
     def pictures(self, copies: int) -> tuple[list[dict], list[int]]:
         """Every evaluation prompt so many times, and a seed for each."""
-        return paired(read_prompts("tinycanvas:evaluation"), copies, self.config.seed)
+        return paired(read_prompts("tinycanvas:evaluation"), copies, self.config.picture_seed)
 
     @functools.cached_property
     def unedited(self) -> tuple[Look, dict[Hookpoint, Ranges]]:
@@ -148,15 +157,8 @@ class Contest:
         """The edits by which a method removes all of ``targets``; none for ``none``."""
         if name == "none":
             return {}
-        method, found = self.method(name), {}
-        readers: dict[int, tuple[Bundle, dict[str, Setting]]] = {}
-        for target in targets:
-            reader = self.reader(method, target)
-            readers.setdefault(id(reader), (reader, {}))[1][target] = self.setting(name, target)[0]
-        for reader, settings in readers.values():
-            chain = build_edits(reader.sae, reader.table, settings)
-            found.setdefault(reader.sae.hookpoint, []).extend(chain)
-        return found
+        readers = {target: self.reader(self.method(name), target) for target in targets}
+        return edits_for(readers, {target: self.setting(name, target)[0] for target in targets})
 
     def reader(self, method: Method, target: str) -> Bundle:
         """The SAE that ``method`` removes ``target`` with, and the table that it knows it by."""

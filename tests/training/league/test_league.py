@@ -20,7 +20,7 @@ from training.league.methods import METHODS, edits_for, thinned
 from training.league.oracle import check_concepts, labels, retrained
 from training.league.probes import Outside, Ranges, with_norm
 from training.league.report import markdown, near_pairs, summaries
-from training.league.rows import gone_and_kept, kept
+from training.league.rows import gone_and_kept, others
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' sampler
 TINY = {
@@ -210,9 +210,9 @@ def test_a_report_names_the_command_that_made_it():
 
 
 def test_the_methods_are_those_the_issue_names():
-    assert set(ORDER) == set(
-        ["none", "saeuron_paper", "saeuron", "saemnesia", "saemnesia_per", "gsae_per", "saeparate", "oracle", "default"]
-    )
+    published = {"saeuron_paper", "saeuron", "saemnesia", "saemnesia_per", "gsae_per", "saeparate"}
+    ours = {"default", "default_unsupervised", "learn_5", "learn_12", "learn_40"}
+    assert set(ORDER) == published | ours | {"none", "oracle"}
     assert set(ORDER) <= {"none", "oracle", *METHODS}
     assert set(QUICK) <= set(vars(League()))
 
@@ -226,13 +226,14 @@ def test_a_thinned_method_tries_fewer_settings_and_keeps_a_single_one():
 
 def test_each_kind_is_edited_at_its_own_block(make_sae, make_table):
     here, there = make_sae(), make_sae(hookpoint=Hookpoint("unet.mid_block.attentions.0"), seed=1)
-    readers = {"object": Bundle(here, make_table(here)), "style": Bundle(there, make_table(there))}
+    objects, styles = Bundle(here, make_table(here)), Bundle(there, make_table(there))
+    readers = {"star": objects, "neon": styles, "moon": objects}
     found = edits_for(readers, {"star": Setting(), "neon": Setting(), "moon": Setting()})
     assert {hookpoint: [edit.selection.concepts for edit in chain] for hookpoint, chain in found.items()} == {
         here.hookpoint: [("star", "moon")],
         there.hookpoint: [("neon",)],
     }
-    shared = dict.fromkeys(("object", "style"), readers["object"])
+    shared = dict.fromkeys(("star", "neon"), objects)
     (chain,) = edits_for(shared, {"star": Setting(), "neon": Setting()}).values()
     assert [edit.selection.concepts for edit in chain] == [("star", "neon")]
 
@@ -249,19 +250,30 @@ def test_what_is_gone_and_what_is_kept_is_counted_over_both_kinds():
 
 
 def test_neighbours_are_counted_where_they_were_asked_for():
-    assert kept(VERDICTS, "object", ["circle", "ring", "heart"]) == {"circle": 1.0, "ring": 0.0}
-    rows = [{"method": "m", "target": "circle", "kept": {"ring": 0.25}}, {"method": "m", "target": "star", "kept": {}}]
+    assert others(VERDICTS, "object", ["circle", "ring", "heart"]) == {"circle": 1.0, "ring": 0.0}
+    rows = [{"method": "m", "target": "circle", "others": {"ring": 0.25}}]
+    rows.append({"method": "m", "target": "star", "others": {}})
     assert near_pairs(rows) == [{"method": "m", "removed": "circle", "neighbour": "ring", "kept": 0.25}]
 
 
 def test_rows_of_a_method_are_pooled_over_targets():
     common = {"method": "m", "kind": "object", "outside_norm": 0, "outside_dimensions": 0, "confidence": 1}
     rows = [
-        common | {"hits": {"ua": [9, 9], "ira": [80, 81], "cra": [90, 90]}, "collateral": 0.1, "search_images": 5},
-        common | {"hits": {"ua": [6, 9], "ira": [81, 81], "cra": [45, 90]}, "collateral": 0.3, "search_images": 7},
+        common
+        | {
+            "hits": {"ua": [9, 9], "ira": [80, 81], "cra": [90, 90], "kept": [9, 9]},
+            "collateral": 0.1,
+            "search_images": 5,
+        },
+        common
+        | {
+            "hits": {"ua": [6, 9], "ira": [81, 81], "cra": [45, 90], "kept": [3, 9]},
+            "collateral": 0.3,
+            "search_images": 7,
+        },
     ]
     (row,) = summaries(rows, {"m": {"ms_per_step": 2, "ms_per_step_unedited": 1}}, ("m", "absent"))
-    assert (row["ua"], row["ira"], row["cra"]) == (15 / 18, 161 / 162, 135 / 180)
+    assert (row["ua"], row["ira"], row["cra"], row["kept"]) == (15 / 18, 161 / 162, 135 / 180, 12 / 18)
     assert (row["targets"], row["search_images"], row["collateral"]) == (2, 12, pytest.approx(0.2))
     for end in (0, 1):
         reach = [row[name] - row[f"{name}_interval"][end] for name in ("ua", "ira", "cra")]
