@@ -71,7 +71,8 @@ def markdown(report: dict) -> str:
     config = report["config"]
     parts = [
         "# League",
-        f"`{report['command']}`, seed {config['seed']}, pictures from seed {config['picture_seed']}, {config['seeds']} × 90 pictures, "
+        f"`{report['command']}`, seed {config['seed']}, pictures from seed {config['picture_seed']}, "
+        f"{config['seeds']} × 90 pictures, "
         f"{config['steps']} DDIM steps, guidance 3. Rates in percent with 95 % intervals; every picture has the seed "
         "of its unedited twin.",
     ]
