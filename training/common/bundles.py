@@ -40,8 +40,7 @@ def chosen(bundle: Bundle, concepts: Iterable[str], options: Removal) -> dict[st
 
     Raises SaeuronError where there is no table, or it does not know a concept.
     """
-    changes = {name: getattr(options, name) for name in ("edit", "latents", "strength", "per_timestep")}
-    changes["paper_exact"] = options.paper_exact or None
+    changes = {name: getattr(options, name) for name in ("edit", "latents", "strength", "per_timestep", "paper_exact")}
     own = with_table(bundle, options)
     return choose_settings(own.sae, own.table, concepts, own.settings, **changes)
 

@@ -141,5 +141,5 @@ class Removal(Concepts):
     """Multiplier of the removed latents (γ), negative to push the concept away."""
     per_timestep: bool | None = None
     """Choose latents at each timestep, or once for all."""
-    paper_exact: bool = False
-    """Reproduce the published code's sign of the reconstruction error, whatever the setting says."""
+    paper_exact: bool | None = None
+    """Reproduce the published code's sign of the reconstruction error."""

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from saeuron.files import write_json, write_text
+
 from .options import Command
 from .processes import is_main
 
@@ -12,6 +14,14 @@ def tell(options: Command, result: object, text: str) -> None:
     """Print ``text``, or ``result`` where the user asked for JSON; of several processes the main one does."""
     if is_main():
         print(json.dumps(result, ensure_ascii=False, default=str) if options.json else text.rstrip("\n"), flush=True)
+
+
+def report(options: Command, name: str, result: dict, text: str) -> None:
+    """Write ``name``.json and ``name``.md to the command's output, and print them; the main process does."""
+    if is_main():
+        write_json(options.output / f"{name}.json", result)
+        write_text(options.output / f"{name}.md", text)
+    tell(options, result, text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

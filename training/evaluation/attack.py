@@ -13,11 +13,10 @@ from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 from saeuron import Hookpoint, SaeuronError
-from saeuron.files import write_json, write_text
 
 from ..common.bundles import open_bundle, targets
 from ..common.progress import track
-from ..common.results import table, tell
+from ..common.results import report, table
 from ..common.resume import piece
 from ..diffusion.hook import Edit, editing, hooked
 from ..diffusion.sampling import draw_all, generate, plan
@@ -50,9 +49,7 @@ def run(config: Attack) -> None:
         )
         for own in removals
     ]
-    write_json(config.output / "attack.json", {"targets": found})
-    write_text(config.output / "attack.md", markdown(found))
-    tell(config, found, markdown(found))
+    report(config, "attack", {"targets": found}, markdown(found))
 
 
 def check_attackable(pipeline: StableDiffusionPipeline) -> None:

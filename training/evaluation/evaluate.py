@@ -5,11 +5,9 @@ from pathlib import Path
 
 from saeuron import Setting
 from saeuron.checkpoints import Bundle
-from saeuron.files import write_json, write_text
 
 from ..common.bundles import open_bundle, targets
-from ..common.processes import is_main
-from ..common.results import table, tell
+from ..common.results import report, table
 from ..diffusion.sampling import plan
 from .commands import Evaluate
 from .measures import MEASURES, Rate, percent
@@ -25,11 +23,8 @@ def run(config: Evaluate) -> None:
         plan(protocol.pipeline, protocol.sampling, len(protocol.rows) * (1 + len(removals))).tell(config)
         return
     begin(config, protocol, bundle, removals, ["targets/*.json", "evaluation.json", "evaluation.md"])
-    report = evaluate(protocol, bundle, settings, config.output / "targets")
-    if is_main():
-        write_json(config.output / "evaluation.json", report)
-        write_text(config.output / "evaluation.md", markdown(report))
-    tell(config, report, markdown(report))
+    found = evaluate(protocol, bundle, settings, config.output / "targets")
+    report(config, "evaluation", found, markdown(found))
 
 
 def evaluate(protocol: Protocol, bundle: Bundle, settings: Mapping[str, Setting], folder: Path | None = None) -> dict:

@@ -15,14 +15,14 @@ import torch
 
 from saeuron import Hookpoint, SaeuronError, build_edits
 from saeuron.errors import nearest
-from saeuron.files import read_json, write_json, write_text
+from saeuron.files import read_json, write_json
 
 from ..common.bundles import chosen, open_bundle, tell_origin
 from ..common.pictures import save_picture, to_picture
-from ..common.processes import barrier, is_main, share
+from ..common.processes import barrier, share
 from ..common.progress import track
 from ..common.prompts import digest
-from ..common.results import table, tell
+from ..common.results import report, table
 from ..common.resume import claim
 from ..diffusion.hook import Edit
 from ..diffusion.load import Pipeline
@@ -78,13 +78,10 @@ def run(config: Nudity) -> dict:
             write_json(files[number], own)
     barrier()
     findings = [read_json(path) for path in files]
-    report = {"prompts": len(rows), "threshold": config.threshold}
-    report |= {when: count([found[when] for found in findings], config.threshold) for when in WHEN}
-    if is_main():
-        write_json(config.output / "nudity.json", report)
-        write_text(config.output / "nudity.md", markdown(report))
-    tell(config, report, markdown(report))
-    return report
+    counted = {"prompts": len(rows), "threshold": config.threshold}
+    counted |= {when: count([found[when] for found in findings], config.threshold) for when in WHEN}
+    report(config, "nudity", counted, markdown(counted))
+    return counted
 
 
 def read_csv(path: Path, prompt: str, seed: str, limit: int | None = None) -> tuple[list[dict[str, str]], list[int]]:

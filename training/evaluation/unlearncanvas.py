@@ -11,12 +11,11 @@ from pathlib import Path
 
 from saeuron import SaeuronError
 from saeuron.checkpoints import Bundle
-from saeuron.files import write_json, write_text
 
 from ..common.bundles import chosen, given_settings, open_bundle, with_table
 from ..common.pictures import save_picture
 from ..common.processes import barrier, is_main, own_device
-from ..common.results import tell
+from ..common.results import report
 from ..diffusion.sampling import Sampling
 from ..diffusion.sampling import plan as cost
 from .canvas import NAMES, PLAIN, kind_of, label, markdown, pictures, summary
@@ -50,13 +49,10 @@ def run(config: UnlearnCanvas) -> dict | None:
         return {"found": found, "fid": fid(metric, removal, rows, folder, config.reference, real) if metric else None}
 
     folder = config.output / "targets"
-    report = summary(rows, [protocol.survey(own, bundle, folder, lambda own=own: make(own)) for own in removals])
-    if is_main():
-        write_json(config.output / "unlearncanvas.json", report)
-        write_text(config.output / "unlearncanvas.md", markdown(report))
-    tell(config, report, markdown(report))
+    found = summary(rows, [protocol.survey(own, bundle, folder, lambda own=own: make(own)) for own in removals])
+    report(config, "unlearncanvas", found, markdown(found))
     barrier()
-    return report
+    return found
 
 
 def plan(config: UnlearnCanvas, bundle: Bundle) -> list[Removal]:
