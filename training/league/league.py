@@ -15,8 +15,9 @@ from ..common.progress import console, track
 from ..common.prompts import concepts, read_prompts
 from ..common.results import tell
 from .commands import CONDITIONS, ORDER, QUICK, League
+from .contest import Contest, Job
 from .report import markdown, near_pairs, plot, summaries
-from .rows import Contest, Job, about_sae, of_attack, of_condition, of_several, of_target, of_time
+from .rows import about_sae, of_attack, of_condition, of_several, of_target, of_time
 
 T = TypeVar("T")
 SEQUENCE = ("circle", "ring", "square", "diamond", "triangle", "star", "cross", "heart", "moon")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import training.evaluation.protocol
+import training.league.contest
 import training.league.league
 import training.league.rows
 from saeuron import SaeuronError, Setting
@@ -58,7 +59,7 @@ def few_prompts():
         return rows[::4] if source == "tinycanvas:evaluation" else rows
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.league.rows, "read_prompts", read)
+        patch.setattr(training.league.contest, "read_prompts", read)
         patch.setattr(
             training.league.league,
             "of_time",
@@ -161,10 +162,10 @@ def test_two_processes_play_the_same_league(played, tmp_path, launch):
     program.write_text(
         "import functools, json, sys\n"
         "from pathlib import Path\n"
-        "import training.league.rows, training.league.league\n"
+        "import training.league.contest, training.league.rows, training.league.league\n"
         "from training.common.prompts import read_prompts\n"
         "few = lambda source: read_prompts(source)[:: 4 if source == 'tinycanvas:evaluation' else 1]\n"
-        "training.league.rows.read_prompts = few\n"
+        "training.league.contest.read_prompts = few\n"
         "training.league.league.of_time = functools.partial(training.league.rows.of_time, steps=1, repeats=1)\n"
         "options = json.loads(sys.argv[2])\n"
         "options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}\n"
