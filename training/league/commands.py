@@ -170,7 +170,7 @@ class Oracle(Long):
 
 @options
 class Demo(Long):
-    """Take three concepts out of TinyCanvas, one after another, and count what is left: ten minutes on two cores."""
+    """Take three concepts out of TinyCanvas, one after another, and count what is left: six minutes on two cores."""
 
     output: Path = Path("out/demo")
     """Folder for everything that is made. A recording found there is continued or used again."""
@@ -188,10 +188,6 @@ class Demo(Long):
     """Training steps of the SAE without labels."""
     tune_steps: int = 1500
     """Training steps that then give each concept a latent of its own."""
-    strengths: tuple[float, ...] = (-2.0, -3.0)
-    """Multipliers the search tries."""
-    search_images: int = 45
-    """Anchor pictures per setting tried."""
     seeds: int = 2
     """Pictures of each of the 90 evaluation prompts."""
     seed: int = 0

@@ -1,17 +1,16 @@
 """``demo``: the whole job on TinyCanvas, from recording to verdict."""
 
-import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 
-from saeuron import SaeuronError, Setting, build_edits, default_setting, write_settings
+from saeuron import SaeuronError, Setting, build_edits, choose_settings
 from saeuron.checkpoints import save_bundle
 from saeuron.checkpoints.bundle import Bundle
 from saeuron.errors import nearest
@@ -29,14 +28,13 @@ from ..evaluation.evaluate import evaluate, markdown
 from ..evaluation.judges import tinycanvas_judge
 from ..evaluation.measures import Verdicts
 from ..evaluation.protocol import Protocol, paired
-from ..evaluation.sweep import sweep
 from ..sae.commands import Record, Train
 from ..sae.record import record
 from ..sae.score import scored
 from ..sae.train import train
 from .commands import KINDS, Demo
 
-PIECES = ("recording", "unsupervised", "sae", "sweep.journal", "*.json", "*.md", "*.safetensors", "*.png")
+PIECES = ("recording", "unsupervised", "sae", "*.json", "*.md", "*.safetensors", "*.png")
 CARD = "An SAE of TinyCanvas, trained by `make demo`: ten objects and nine styles, a latent each."
 
 
@@ -74,18 +72,16 @@ def demo(config: Demo) -> dict:
         with stage(f"score {name}", seconds):
             folder = config.output / name
             table = scored(pipeline, sae, read_prompts("tinycanvas:anchor"), sampling, folder / "table.safetensors")
-    with stage("search", seconds):
+    bundle = Bundle(sae, table, card=CARD, licence="Apache-2.0")
+    settings = choose_settings(sae, table, config.targets, {})
+    with stage("evaluate", seconds):
+        save_bundle(bundle, config.output / "tinycanvas.safetensors")
         pictures = paired(read_prompts("tinycanvas:evaluation"), config.seeds, 188)
         protocol = Protocol(pipeline, tinycanvas_judge(), *pictures, sampling)
-        bundle = Bundle(sae, table, card=CARD, licence="Apache-2.0")
-        bundle.settings = tune(config, protocol, bundle)
-        write_settings(config.output / "settings.json", bundle.settings, fingerprint=sae.fingerprint)
-        save_bundle(bundle, config.output / "tinycanvas.safetensors")
-    with stage("evaluate", seconds):
-        evaluation = evaluate(protocol, bundle, bundle.settings)
+        evaluation = evaluate(protocol, bundle, settings)
         write_text(config.output / "evaluation.md", markdown(evaluation))
     with stage("pictures", seconds):
-        picture(config, protocol, bundle)
+        picture(config, protocol, bundle, settings)
         plot_scores(table, config.targets, config.output / "scores.png")
     report = {
         "judge": judged,
@@ -107,9 +103,8 @@ def demo(config: Demo) -> dict:
 
 def _plan(config: Demo, pipeline: StableDiffusionPipeline, sampling: Sampling) -> None:
     """Tell what the demo takes; the training's part of the time is that of two cores."""
-    searched, judged = len(config.targets) * len(config.strengths) * config.search_images, 90 * config.seeds
-    pictures = config.images + 2 * len(read_prompts("tinycanvas:anchor")) + searched
-    pictures += judged * (len(config.targets) + 1) + 12 * len(config.targets)
+    pictures = config.images + 2 * len(read_prompts("tinycanvas:anchor"))
+    pictures += 90 * config.seeds * (len(config.targets) + 1) + 12 * len(config.targets)
     drawing, steps = plan(pipeline, sampling, pictures), config.train_steps + config.tune_steps
     Plan(drawing.work | {"training steps": steps}, 300_000_000, drawing.seconds + 0.06 * steps).tell(config)
 
@@ -145,18 +140,7 @@ def judge_drawings(count: int = 4500) -> dict[str, float]:
     return {kind: verdicts.accuracy(kind) for kind in asked}
 
 
-def tune(config: Demo, protocol: Protocol, bundle: Bundle) -> dict[str, Setting]:
-    """The best setting of each target on anchor prompts, which the evaluation never sees."""
-    anchors, journal, settings = protocol.of(read_prompts("tinycanvas:anchor")), config.output / "sweep.journal", {}
-    for name in config.targets:
-        own = default_setting(bundle.sae, bundle.table, name)
-        candidates = [dataclasses.replace(own, strength=strength) for strength in config.strengths]
-        seeds = {"seed": config.seed, "anchor_seed": config.seed + 3}
-        settings[name], _ = sweep(anchors, bundle, name, candidates, config.search_images, journal, **seeds)
-    return settings
-
-
-def picture(config: Demo, protocol: Protocol, bundle: Bundle) -> None:
+def picture(config: Demo, protocol: Protocol, bundle: Bundle, settings: Mapping[str, Setting]) -> None:
     """``grid.png``: for each target, three pictures that show it and three that do not, before and after."""
     rows, targets = read_prompts("tinycanvas:evaluation"), list(config.targets)
     before, after, columns = [], [], []
@@ -166,7 +150,7 @@ def picture(config: Demo, protocol: Protocol, bundle: Bundle) -> None:
         hidden = [row for row in rows if row[kind] != name]
         picked = shown[:: max(len(shown) // 3, 1)][:3] + hidden[:: max(len(hidden) // 3, 1)][:3]
         seeds = list(range(len(picked)))
-        chain = build_edits(bundle.sae, bundle.table, {name: bundle.settings[name]})
+        chain = build_edits(bundle.sae, bundle.table, {name: settings[name]})
         for strip, edits in ((before, {}), (after, {bundle.sae.hookpoint: chain})):
             images = draw_all(protocol.pipeline, picked, seeds, protocol.sampling, edits)
             strip.append([to_picture(image) for image in images])
