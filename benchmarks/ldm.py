@@ -172,11 +172,14 @@ def _clip(prefix: str, width: int, layers: int) -> Named:
         name = f"{prefix}encoder.layers.{layer}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield from _layer(f"{name}.self_attn.{part}", width, width)
-        yield from _layer(f"{name}.layer_norm1", width)
-        yield from _layer(f"{name}.mlp.fc1", 4 * width, width)
-        yield from _layer(f"{name}.mlp.fc2", width, 4 * width)
-        yield from _layer(f"{name}.layer_norm2", width)
+        yield from _after_attention(name, width, "layer_norm1", "mlp.fc1", "mlp.fc2", "layer_norm2")
     yield from _layer(f"{prefix}final_layer_norm", width)
+
+
+def _after_attention(name: str, width: int, *parts: str) -> Named:
+    shapes = (width,), (4 * width, width), (width, 4 * width), (width,)
+    for part, shape in zip(parts, shapes, strict=True):
+        yield from _layer(f"{name}.{part}", *shape)
 
 
 def _open_clip(prefix: str, width: int, layers: int) -> Named:
@@ -187,9 +190,6 @@ def _open_clip(prefix: str, width: int, layers: int) -> Named:
         yield f"{name}.attn.in_proj_weight", (3 * width, width)
         yield f"{name}.attn.in_proj_bias", (3 * width,)
         yield from _layer(f"{name}.attn.out_proj", width, width)
-        yield from _layer(f"{name}.ln_1", width)
-        yield from _layer(f"{name}.mlp.c_fc", 4 * width, width)
-        yield from _layer(f"{name}.mlp.c_proj", width, 4 * width)
-        yield from _layer(f"{name}.ln_2", width)
+        yield from _after_attention(name, width, "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
     yield from _layer(f"{prefix}ln_final", width)
     yield f"{prefix}text_projection", (width, width)

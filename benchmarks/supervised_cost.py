@@ -13,7 +13,8 @@ import tyro
 
 from saeuron import assign_at_random
 from saeuron.recording import Tokens
-from training.sae.supervise import Supervision, Weights, supervised_losses
+from training.sae.commands import Weights
+from training.sae.supervise import Supervision, supervised_losses
 from training.sae.trainer import TrainingAutoencoder
 
 

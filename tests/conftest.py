@@ -54,3 +54,19 @@ def installed(tmp_path_factory, run) -> Path:
     (Path(target) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
     run(python, "-m", "pip", "install", *offline, wheel, cwd=place)
     return python.parent
+
+
+@pytest.fixture(scope="session")
+def make_unet():
+    """UNets of Stable Diffusion's make in small: the channels of each level, and which levels have attention."""
+    from diffusers import UNet2DConditionModel
+
+    def make(levels: tuple[int, ...], attention: tuple[bool, ...], **more: int) -> UNet2DConditionModel:
+        down = tuple("CrossAttnDownBlock2D" if own else "DownBlock2D" for own in attention)
+        up = tuple("CrossAttnUpBlock2D" if own else "UpBlock2D" for own in reversed(attention))
+        named = {"sample_size": 8, "cross_attention_dim": 8, "attention_head_dim": 4, "norm_num_groups": 4} | more
+        return UNet2DConditionModel(
+            block_out_channels=levels, down_block_types=down, up_block_types=up, layers_per_block=1, **named
+        )
+
+    return make

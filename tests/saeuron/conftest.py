@@ -8,6 +8,7 @@ import torch
 
 import saeuron.files
 from saeuron import SparseAutoencoder
+from tests.saeuron.pictures import draw_images
 
 
 @pytest.fixture
@@ -32,6 +33,12 @@ def make_tokens() -> Callable[..., torch.Tensor]:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def images(make_tokens) -> tuple[list, dict[int, torch.Tensor]]:
+    """Labels and latents of 30 images: ``latents[timestep][image]``; every object is seen in every style."""
+    return draw_images(make_tokens)
 
 
 @pytest.fixture

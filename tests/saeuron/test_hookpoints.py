@@ -6,20 +6,9 @@ from saeuron.hookpoints import names, to_maps, to_tokens
 
 
 @pytest.fixture(scope="module")
-def unet():
+def unet(make_unet):
     """A UNet of Stable Diffusion's make, as small as it goes."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
+    return make_unet((8, 8), (True, False))
 
 
 def test_every_transformer_block_has_a_name(unet):

@@ -13,9 +13,13 @@ from ..common.config import option_values, save_config
 from ..common.processes import alone, barrier, is_main, main_first, share
 from ..common.progress import console, track
 from ..common.prompts import concepts, read_prompts
-from ..common.results import tell
+from ..common.results import Plan, tell
+from ..common.resume import remove
+from ..diffusion.sampling import Sampling
+from ..diffusion.sampling import plan as cost
 from .commands import CONDITIONS, ORDER, QUICK, League
 from .contest import Contest, Job
+from .methods import METHODS
 from .report import markdown, near_pairs, plot, summaries
 from .rows import about_sae, of_attack, of_condition, of_several, of_target, of_time
 
@@ -38,7 +42,12 @@ def league(config: League) -> dict | None:
     contest = Contest(config, kinds)
     targets = list(config.targets) or [name for name in kinds if name != "plain"]
     jobs = plan(contest, targets)
+    if config.dry_run:
+        _cost(contest, jobs).tell(config)
+        return None
     with main_first(), alone():
+        if is_main() and config.overwrite:
+            remove(config.output, ["rows", "work-*", "league.*"])
         save_config(config, config.output)
         contest.prepare()
     searched = [(job.method, name) for job in jobs for name in job.names if name in kinds]
@@ -71,6 +80,20 @@ def plan(contest: Contest, targets: Sequence[str]) -> list[Job]:
             if method != "none":
                 add("attack", method, [target], of_attack, target)
     return jobs
+
+
+def _cost(contest: Contest, jobs: Sequence[Job]) -> Plan:
+    """What the league takes where nothing of it is there yet, but for searches, which end when they have found.
+
+    The time of a training step is that of two cores.
+    """
+    config, saes = contest.config, {METHODS[name].sae for name in contest.config.methods if name in METHODS}
+    pictures = config.images + len(saes) * config.score_images + len(jobs) * 90 * config.seeds
+    steps = len(saes) * config.train_steps + config.tune_steps
+    drawing = cost(contest.pipeline, Sampling(config.steps, bf16=True), pictures)
+    return Plan(
+        drawing.work | {"rows": len(jobs), "training steps": steps}, 2_000_000_000, drawing.seconds + 0.06 * steps
+    )
 
 
 def _shared(items: Sequence[T], description: str, work: Callable[[T], object]) -> None:

@@ -1,5 +1,6 @@
 """The options of this room's commands; what they do is imported when they run."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.options import Device, Long, Pictures, Prompts, Sae, options
@@ -33,8 +34,24 @@ class Record(Long, Pictures, Prompts):
         run(self)
 
 
+@dataclass(kw_only=True)
+class Weights:
+    """What each supervised loss counts beside the reconstruction: SAEmnesia's values, and SAEParate's term left out."""
+
+    bce: float = 3.0
+    """With labels: weight of the cross-entropy that makes assigned latents name what an image shows (SAEmnesia)."""
+    decorrelation: float = 0.1
+    """With labels: weight of the squared correlation between assigned latents of different kinds (SAEmnesia)."""
+    l1: float = 0.01
+    """With labels: weight of the mean absolute pre-activation (SAEmnesia)."""
+    contrast: float = 0.0
+    """With labels: weight of the contrastive loss that gathers the codes of a concept (SAEParate)."""
+    temperature: float = 0.07
+    """Temperature of the contrastive loss."""
+
+
 @options
-class Train(Long, Device):
+class Train(Long, Device, Weights):
     """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was; what is
     finished is not trained again, or with more --steps trained on."""
 
@@ -70,16 +87,6 @@ class Train(Long, Device):
     """Kinds of the recorded prompts' labels that supervise the training, such as `object style`; default none."""
     table: Path | None = None
     """Concept table of `init`, whose scores assign each concept its latent; without one they are drawn at random."""
-    bce: float = 3.0
-    """With labels: weight of the cross-entropy that makes assigned latents name what an image shows (SAEmnesia)."""
-    decorrelation: float = 0.1
-    """With labels: weight of the squared correlation between assigned latents of different kinds (SAEmnesia)."""
-    l1: float = 0.01
-    """With labels: weight of the mean absolute pre-activation (SAEmnesia)."""
-    contrast: float = 0.0
-    """With labels: weight of the contrastive loss that gathers the codes of a concept (SAEParate)."""
-    temperature: float = 0.07
-    """Temperature of the contrastive loss."""
     seed: int = 0
     """Seed of the initialisation and of the order of tokens."""
     device: str = "cpu"

@@ -18,6 +18,7 @@ from saeuron.errors import nearest
 from saeuron.recording import Tokens
 
 from ..common.prompts import concepts
+from .commands import Weights
 from .trainer import TrainingAutoencoder
 
 SAMPLED = 64
@@ -42,17 +43,6 @@ class Supervision:
     def of_kind(self, kind: str) -> torch.Tensor:
         """The columns ``[m]`` of the concepts of one kind."""
         return torch.tensor([column for column, own in enumerate(self.kinds.values()) if own == kind])
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What each supervised loss counts beside the reconstruction: SAEmnesia's values, and SAEParate's term left out."""
-
-    bce: float = 3.0
-    decorrelation: float = 0.1
-    l1: float = 0.01
-    contrast: float = 0.0
-    temperature: float = 0.07
 
 
 def read_targets(prompts: Sequence[dict[str, str]], kinds: Sequence[str]) -> tuple[dict[str, str], torch.Tensor]:

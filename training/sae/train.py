@@ -34,7 +34,7 @@ from ..common.resume import ADVICE, FREE, READ, claim
 from . import checkpoint
 from .commands import Train
 from .measure import measure
-from .supervise import Supervision, Weights, read_targets, report, supervised_losses
+from .supervise import Supervision, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder
 
 ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
@@ -76,7 +76,6 @@ def train(config: Train) -> SparseAutoencoder | None:
     initial = load_sae(config.init) if config.init else None
     model = _start(config, recording, normalisation, initial)
     supervision = _supervision(config, recording, len(model.W_enc), initial)
-    weights = Weights(config.bce, config.decorrelation, config.l1, config.contrast, config.temperature)
     stream = partial(_stream, recording, shards, config, steps=steps, per_epoch=per_epoch)
     if config.dry_run:
         _plan(config, model.to(device), normalisation, stream, steps)
@@ -111,7 +110,7 @@ def train(config: Train) -> SparseAutoencoder | None:
             losses, batch = _losses(model, tokens, normalisation, config, k_aux)
             terms = {"auxiliary": config.aux * losses.auxiliary}
             if supervision and is_main():  # hardly any work, and of the whole batch
-                terms |= supervised_losses(model, batch, losses.code, tokens, supervision, weights)
+                terms |= supervised_losses(model, batch, losses.code, tokens, supervision, config)
             (losses.fvu + sum(terms.values())).backward()
             sum_gradients(model.parameters())
             model.project_gradient()

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from saeuron import Hookpoint
 from saeuron.hookpoints import names, to_tokens
@@ -35,17 +34,8 @@ def test_widths_and_token_counts_are_those_of_a_run(pipeline, size):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 28)])
-def test_three_levels_and_a_block_without_attention_are_counted_right(size):
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(8, 16, 24),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
+def test_three_levels_and_a_block_without_attention_are_counted_right(make_unet, size):
+    unet = make_unet((8, 16, 24), (True, False, True), sample_size=16)
     listed = {name: (width, rows * columns) for name, width, rows, columns in places(unet, *size)}
     assert listed == measured(unet, *size)
 

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
 import training.diffusion.load
 from benchmarks.ldm import Size
@@ -54,20 +54,11 @@ def test_what_is_no_stable_diffusion_model_is_refused_in_one_line(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, make_unet):
     """A diffusers folder of a Stable Diffusion 1.x in small, with random weights and a real VAE."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer()
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
+    unet = make_unet((8, 16), (True, False), cross_attention_dim=128, attention_head_dim=2)
     StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
                           up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4),

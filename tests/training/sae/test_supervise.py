@@ -17,10 +17,10 @@ from saeuron import (
 )
 from saeuron.concept_table import WholeTable
 from saeuron.recording import Tokens
+from training.sae.commands import Weights
 from training.sae.supervise import (
     SAMPLED,
     Supervision,
-    Weights,
     auroc,
     contrast,
     decorrelation,
@@ -240,17 +240,9 @@ def table_of(sae, folder):
 
 
 @pytest.mark.parametrize("activation", ["batch_topk", "sigmoid_topk"])
-def test_interrupted_and_started_again_it_gives_the_same_files(recipe, tmp_path, monkeypatch, activation):
+def test_interrupted_and_started_again_it_gives_the_same_files(recipe, tmp_path, interrupt_step, activation):
     train(recipe(activation=activation, contrast=0.1))
-    real, left = TrainingAutoencoder.losses, iter(range(19))
-
-    def losses(*args):
-        if next(left, None) is None:
-            monkeypatch.setattr(TrainingAutoencoder, "losses", real)
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(TrainingAutoencoder, "losses", losses)
+    interrupt_step(19)
     again = recipe(activation=activation, contrast=0.1, output=tmp_path / "again")
     with pytest.raises(KeyboardInterrupt):
         train(again)

@@ -109,24 +109,6 @@ def test_progress_is_logged(recipe, capsys):
     assert [event.step for event in logged.Scalars("fvu")] == [10, 20, 30]
 
 
-@pytest.fixture
-def interrupt_step(monkeypatch):
-    """Call with ``n``: the training step after ``n`` others is interrupted before it changes anything."""
-
-    def arm(count):
-        real, left = TrainingAutoencoder.losses, iter(range(count))
-
-        def losses(*args):
-            if next(left, None) is None:
-                monkeypatch.setattr(TrainingAutoencoder, "losses", real)
-                raise KeyboardInterrupt
-            return real(*args)
-
-        monkeypatch.setattr(TrainingAutoencoder, "losses", losses)
-
-    return arm
-
-
 @pytest.mark.parametrize("activation", ["batch_topk", "topk"])
 def test_interrupted_at_any_step_and_started_again_it_gives_the_same_files(
     recipe, tmp_path, interrupt_step, activation
