@@ -13,18 +13,12 @@ from saeuron.checkpoints import load_bundle
 from training.diffusion.hook import editing, hooked
 from training.diffusion.load import load_model
 from training.diffusion.sampling import generate
-from training.evaluation.judges import judge_tinycanvas
+from training.evaluation.judges import tinycanvas_judge
 
 INSIDE = Path(__file__).parent / "inside"
 # The file is tuned to choose latents once for all timesteps, and so does the node.
 SAE = Path(__file__).parents[2] / "tinycanvas" / "saes" / "tinycanvas.safetensors"
 PROMPTS = ["An image of heart in neon style.", "An image of moon in sepia style.", "An image of ring in mosaic style."]
-ROWS = [
-    {"object": "heart", "style": "neon"},
-    {"object": "moon", "style": "sepia"},
-    {"object": "ring", "style": "mosaic"},
-]
-
 pytestmark = pytest.mark.comfyui
 
 
@@ -77,6 +71,6 @@ def test_whole_samplings_agree(comfyui_results, edit, name):
         first = seen[0]
         # The first step sees the same noise, but for the 0.3 % by which ComfyUI scales it at a sigma below its largest.
         assert (found[0] - first).norm() / first.norm() < 0.02
-    ours = judge_tinycanvas(torch.cat(images), ROWS)
+    ours = tinycanvas_judge()(torch.cat(images))
     theirs = torch.cat([comfyui_results[f"{name}.{i}.image"] for i in range(len(PROMPTS))]).movedim(-1, 1)
-    assert judge_tinycanvas(theirs, ROWS).found == ours.found
+    assert tinycanvas_judge()(theirs) == ours

@@ -29,10 +29,10 @@ def drawn(server, workflow: dict, *names: str) -> list[numpy.ndarray]:
 
 def judged(images: numpy.ndarray) -> dict[str, list[str]]:
     """What TinyCanvas's judge names in pictures of bytes, by kind."""
-    from training.evaluation.judges import judge_tinycanvas
+    from training.evaluation.judges import tinycanvas_judge
 
     pictures = torch.from_numpy(images[:, ::8, ::8]).movedim(-1, 1).float() / 255  # the workflows enlarge eight times
-    return judge_tinycanvas(pictures, [{"object": "", "style": ""}] * len(pictures)).found
+    return tinycanvas_judge()(pictures)
 
 
 def test_neon_is_gone_and_the_heart_stays(server, load):
