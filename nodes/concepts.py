@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
-from ..saeuron import ConceptTable, SaeuronError, Setting, choose_settings
+from ..saeuron import ConceptTable, SaeuronError, Setting, choose_settings, default_setting
 from .concept_text import Wanted, match, parse
 from .host import files, headers, workflow
 from .host.files import FROM_FILE
@@ -76,6 +76,9 @@ class ConceptSelector(io.ComfyNode):
         for name, own in wanted.items():
             count, push = own.latents or latents, own.strength or strength
             changes = {"latents": count or None, "strength": push or None, "select": "score" if count else None}
+            # A number of latents is SAeUron's τ, and the strength beside it its γ: they are meant for its own edit.
+            redirects = default_setting(sae.sae, known, name).edit == "redirect"
+            changes["edit"] = "ablate" if own.latents and redirects else None
             (setting,) = choose_settings(sae.sae, known, [name], sae.bundle.settings, **changes).values()
             settings[name] = replace(setting, strength=setting.strength * own.share)
         counted = frozenset(name for name, own in wanted.items() if own.latents or latents)
@@ -109,5 +112,7 @@ def describe(chosen: ChosenConcepts) -> str:
 
 
 def _way(setting: Setting) -> str:
+    if setting.edit == "redirect":
+        return f"redirect, strength {setting.strength:g}"
     latents = "its assigned latent" if setting.select == "assigned" else f"{setting.latents} latents"
     return f"{setting.edit}, {latents}, strength {setting.strength:g}"

@@ -14,12 +14,15 @@ from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts,
 
 WAYS = {
     "tuned": {},
+    "redirect": {"edit": "redirect"},
     "ablate": {"edit": "ablate", "paper_exact": False},
     "replace": {"edit": "replace"},
     "shift": {"edit": "shift"},
     "paper-exact": {"edit": "ablate", "scale": "mean", "paper_exact": True},
 }
 """Modes, and what each makes of a concept's setting."""
+WHOLE_MAP = ("redirect", "shift")
+"""Edits that first tell which maps show the concept."""
 
 
 def _where() -> list[io.Input]:
@@ -56,7 +59,8 @@ class FeatureAblatePatch(io.ComfyNode):
                     "mode",
                     options=list(WAYS),
                     default="tuned",
-                    tooltip="tuned: as the SAE file says for each concept, else what fits the SAE. ablate: push the "
+                    tooltip="tuned: as the SAE file says for each concept, else redirect where its table allows. "
+                    "redirect: pictures that show the concept come to show another of its kind. ablate: push the "
                     "concept's latents away (SAeUron). replace: give tokens that show the concept the content of "
                     "tokens that do not (PER). shift: take from pictures that show the concept what it adds on "
                     "average. paper-exact: as SAeUron's published code does it, for published strengths.",
@@ -102,12 +106,12 @@ class FeatureAblatePatch(io.ComfyNode):
 def in_mode(setting: Setting, mode: str, counted: bool) -> Setting:
     """``setting`` as ``mode`` has it; ``counted`` where its number of latents is the user's.
 
-    An assigned latent changes its part between shift and the other edits: there it detects, here it is edited.
+    An assigned latent changes its part between edits of whole maps and the others: there it detects, here it is edited.
     """
     changed = replace(setting, **WAYS[mode])
-    if (changed.edit == "shift") == (setting.edit == "shift"):
+    if (changed.edit in WHOLE_MAP) == (setting.edit in WHOLE_MAP):
         return changed
-    if changed.edit == "shift":
+    if changed.edit in WHOLE_MAP:
         return replace(changed, select="score", detect=setting.select)
     return replace(changed, select="score" if counted else setting.detect)
 

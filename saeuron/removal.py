@@ -108,9 +108,8 @@ OLDER = {
 
 def default_setting(sae: SparseAutoencoder, table: ConceptTable, concept: str) -> Setting:
     """How ``concept`` is removed where nobody says: as well as the table allows."""
-    if table.has_contrasts:
-        return DEFAULT
-    return OLDER.get(table.kind(concept), OLDER["object"]) if sae.config.get("assignment") else Setting()
+    older = OLDER.get(table.kind(concept), OLDER["object"]) if sae.config.get("assignment") else Setting()
+    return replace(older, edit=DEFAULT.edit, strength=DEFAULT.strength) if table.has_contrasts else older
 
 
 def choose_settings(
