@@ -10,9 +10,9 @@ from diffusers import StableDiffusionPipeline
 
 from saeuron import Hookpoint, Setting
 from saeuron.checkpoints import Bundle
-from saeuron.files import read_json, write_json
 
 from ..common.prompts import read_prompts
+from ..common.resume import piece
 from ..diffusion.hook import Edit
 from ..diffusion.load import load_model, variant
 from ..diffusion.sampling import Sampling
@@ -115,9 +115,7 @@ class Contest:
         label = "".join(letter if letter.isalnum() or letter in "-_+" else "_" for letter in label)
         mark = _hash(self.options(ROWS), SAES, self.weights, METHODS.get(job.method), names)
         path = self.config.output / "rows" / f"{label}-{mark}.json"
-        if not path.exists():
-            write_json(path, job.make())
-        return read_json(path)
+        return piece(path, job.make)
 
     def prepare(self) -> None:
         """Make the SAEs and tables that all methods read with, and the fine-tuned copy of the model."""
