@@ -182,7 +182,7 @@ def test_two_processes_play_the_same_league(played, tmp_path, launch):
 def test_other_settings_in_the_same_folder_make_rows_of_their_own(played):
     output, report = played
     before = {path.name: path.read_bytes() for path in (output / "rows").iterdir()}
-    options = {"methods": ("none",), "targets": ("star",), "extra_methods": (), "conditions": (), "seed": 5}
+    options = {"methods": ("none",), "targets": ("star",), "extra_methods": (), "conditions": (), "picture_seed": 5}
     other = league(League(output=output, **(TINY | options)))
     after = {path.name: path.read_bytes() for path in (output / "rows").iterdir()}
     assert other["targets"] != report["targets"][:1]
