@@ -11,6 +11,8 @@ COMMANDS = {
     "record": ("sae", "Record"),
     "train": ("sae", "Train"),
     "score": ("sae", "Score"),
+    "learn": ("sae", "Learn"),
+    "build": ("sae", "Build"),
     "sweep": ("evaluation", "Sweep"),
     "generate": ("evaluation", "Generate"),
     "evaluate": ("evaluation", "Evaluate"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from saeuron import Hookpoint, SaeuronError, Setting, SparseAutoencoder, choose_settings, read_settings
 from saeuron.checkpoints import Bundle, load_bundle, load_sae
 
-from .options import Reads, Removal, Sae
+from .options import Reads, Removal, Sae, Shared
 from .progress import console
 
 
@@ -79,6 +79,17 @@ def place(sae: SparseAutoencoder, path: Path, options: Reads) -> None:
             raise SaeuronError(f"{path} does not say where it reads: --site needs --hookpoint")
         own = sae.hookpoint or Hookpoint(options.hookpoint)
         sae.hookpoint = Hookpoint(options.hookpoint or own.name, options.site or own.site)
+
+
+def tell_of(bundle: Bundle, options: Shared) -> None:
+    """Give ``bundle`` the licence and the card that ``options`` name; what they do not name stays."""
+    if options.licence is not None:
+        bundle.licence = options.licence
+    if options.card is not None:
+        try:
+            bundle.card = options.card.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SaeuronError(f"--card {options.card} could not be read: {error}") from None
 
 
 def without_folder(model: str) -> str:

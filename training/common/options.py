@@ -120,6 +120,16 @@ class Sae(Reads):
 
 
 @dataclass(kw_only=True)
+class Shared:
+    """What a bundle says of itself, for whoever gets it."""
+
+    licence: str | None = None
+    """SPDX name of the licence it is shared under."""
+    card: Path | None = None
+    """Markdown file that becomes the model card."""
+
+
+@dataclass(kw_only=True)
 class Concepts(Sae):
     """An SAE with its concept table."""
 

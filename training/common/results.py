@@ -48,10 +48,13 @@ class Plan:
 
     def tell(self, options: Command) -> None:
         """Print it; nothing is written."""
+        tell(options, asdict(self), f"{self}\nnothing was written")
+
+    def __str__(self) -> str:
         lines = [f"{count:,} {what}" for what, count in self.work.items()]
         lines.append(f"about {_size(self.bytes)} on disk")
         lines.append("time unknown" if self.seconds is None else f"about {_duration(self.seconds)} of work")
-        tell(options, asdict(self), "\n".join([*lines, "nothing was written"]))
+        return "\n".join(lines)
 
 
 def _size(count: int) -> str:

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ..common.options import Device, Long, Pictures, Prompts, Sae, options
+from tyro.conf import Positional, arg
+
+from ..common.options import Concepts, Device, Long, Pictures, Prompts, Sae, Shared, options
 
 
 @options
@@ -118,5 +121,72 @@ class Score(Long, Pictures, Prompts, Sae):
 
     def run(self) -> None:
         from .score import run
+
+        run(self)
+
+
+@options
+class Learn(Long, Pictures, Concepts):
+    """Teach an SAE a word, from prompts or pictures that show it and others that do not. Started again, it
+    continues."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The word, such as neon."""
+    output: Path
+    """Bundle to write (.safetensors): the SAE, with all that was known and the word. What is finished is kept beside
+    it, in NAME.lesson.safetensors."""
+    kind: str = ""
+    """object or style; default neither, which is learnt as a style is."""
+    shows: str | None = None
+    """Prompt file of pictures that show it; default twelve that are made of the word."""
+    lacks: str | None = None
+    """Prompt file of pictures that do not; default twelve of ordinary scenes."""
+    images: Path | None = None
+    """Folder of pictures that show it, in place of prompts: nothing is sampled."""
+    other_images: Path | None = None
+    """Folder of pictures that do not, to go with --images."""
+
+    def run(self) -> None:
+        from .learn import run
+
+        run(self)
+
+
+@options
+class Build(Long, Pictures, Prompts, Shared):
+    """Make an SAE of your own in one command: record, train, score where prompts say what they show, and bundle.
+    Started again, it continues."""
+
+    output: Path
+    """Bundle to write (.safetensors), such as models/saes/mine.safetensors. The work lies beside it, in mine.build."""
+    prompts: str = "tinycanvas:training"
+    hookpoint: str = "unet.up_blocks.1.attentions.1"
+    """Transformer block to read, in diffusers' naming."""
+    site: str = "output"
+    """What of the block is read: output, or residual (output − input)."""
+    images: int | None = None
+    """Number of images to train on; default one a prompt."""
+    score_images: int | None = None
+    """Number of images to score with; default one a prompt."""
+    steps: int = 50
+    tokens_per_map: int = 16
+    """Tokens kept of each feature map, chosen at random."""
+    max_gb: float = 10.0
+    """The most the recording may take on disk, in GB (10⁹ bytes)."""
+    expansion: int = 16
+    """Latents per input channel."""
+    k: int = 32
+    """Active latents per token."""
+    epochs: int = 5
+    """Passes over the recording."""
+    train_steps: int | None = None
+    """Optimiser steps; default what `epochs` amounts to."""
+    train_batch: int = 4096
+    """Tokens per optimiser step."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+
+    def run(self) -> None:
+        from .build import run
 
         run(self)

@@ -38,7 +38,7 @@ def record(config: Record) -> list[Path]:
     pipeline = open_model(config)
     hookpoints = [Hookpoint(name, config.site) for name in config.hookpoints]
     widths = {h: h.module(pipeline.unet).config.in_channels for h in hookpoints}
-    size = _check_size(config, count, widths)
+    size = check_size(config, count, widths)
     folders = [config.output / hookpoint.name for hookpoint in hookpoints]
     if config.dry_run:
         plan(pipeline, sampling, count, size).tell(config)
@@ -88,7 +88,7 @@ def _settings(config: Record, pipeline: Pipeline) -> dict:
     return {"model": identity(config.model, pipeline)} | named
 
 
-def _check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> int:
+def check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> int:
     """The bytes that the recordings take; raises SaeuronError where they are more than ``max_gb``."""
     if min(count, config.tokens_per_map, config.images_per_shard) < 1:
         raise SaeuronError("--images, --tokens-per-map and --images-per-shard have to be at least 1")

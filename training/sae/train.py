@@ -61,7 +61,7 @@ def train(config: Train) -> SparseAutoencoder | None:
     recording = Recording(config.recording)
     if not recording.complete:
         raise SaeuronError(f"{config.recording} is not finished; run `record` on it again to complete it")
-    _check(config, recording)
+    check_options(config, recording.d_in)
     torch.manual_seed(config.seed)
     held_out, shards = _split(recording)
     rows = sum(recording.shards[name] for name in shards)
@@ -78,7 +78,7 @@ def train(config: Train) -> SparseAutoencoder | None:
     supervision = _supervision(config, recording, len(model.W_enc), initial)
     stream = partial(_stream, recording, shards, config, steps=steps, per_epoch=per_epoch)
     if config.dry_run:
-        _plan(config, model.to(device), normalisation, stream, steps)
+        plan(config, model.to(device), normalisation, stream(0), steps).tell(config)
         return None
 
     made_with = {"recording": recording.settings_hash, "init": initial.fingerprint if initial else None}
@@ -146,17 +146,17 @@ def _losses(model: TrainingAutoencoder, tokens: Tokens, normalisation: Normalisa
         return model.losses(batch, config.dead_after, k_aux), batch
 
 
-def _plan(config: Train, model: TrainingAutoencoder, normalisation: Normalisation, stream, steps: int) -> None:
-    """Tell what the training takes, as two of its steps tell that change nothing."""
+def plan(config: Train, model: TrainingAutoencoder, normalisation: Normalisation, batches, steps: int) -> Plan:
+    """What the training takes, as two of its steps tell that change nothing; ``batches`` are as `_stream` gives."""
     taken, k_aux = [], config.k_aux or max(model.W_enc.shape[1] // 2, 1)
-    for _, tokens in itertools.islice(stream(0), 2):
+    for _, tokens in itertools.islice(batches, 2):
         began = time.perf_counter()
         losses, _ = _losses(model, tokens, normalisation, config, k_aux)
         losses.fvu.backward()
         taken.append(time.perf_counter() - began)
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4
     # The SAE, and while it is trained a checkpoint with Adam's two moments.
-    Plan({"training steps": steps, "tokens": steps * config.batch}, 4 * weights, steps * taken[-1]).tell(config)
+    return Plan({"training steps": steps, "tokens": steps * config.batch}, 4 * weights, steps * taken[-1])
 
 
 def _identity(config: Train, made_with: dict) -> str:
@@ -220,16 +220,16 @@ def _supervision(
     return Supervision(kinds, assign(table, kinds), targets)
 
 
-def _check(config: Train, recording: Recording) -> None:
+def check_options(config: Train, d_in: int) -> None:
+    """Raise SaeuronError on options that cannot be, for a recording of this width."""
     for name in ("expansion", "k", "epochs", "batch", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise SaeuronError(f"--{name.replace('_', '-')} is {getattr(config, name)} and has to be at least 1")
     if config.steps is not None and config.steps < 1:
         raise SaeuronError(f"--steps is {config.steps} and has to be at least 1")
-    if config.k > recording.d_in * config.expansion:
+    if config.k > d_in * config.expansion:
         raise SaeuronError(
-            f"--k is {config.k} and the SAE has only {recording.d_in * config.expansion} latents: "
-            "lower it or raise --expansion"
+            f"--k is {config.k} and the SAE has only {d_in * config.expansion} latents: lower it or raise --expansion"
         )
     if config.activation not in ACTIVATIONS:
         raise SaeuronError(f"--activation {config.activation!r} is unknown; it is one of {', '.join(ACTIVATIONS)}")

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..common.options import Command, Kept, Reads, options
+from ..common.options import Command, Kept, Reads, Shared, options
 
 
 @options
-class Convert(Kept, Reads):
+class Convert(Kept, Reads, Shared):
     """Turn an SAE of any known layout into one file to share, or SAeUron's pickles into tables and settings."""
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
@@ -24,10 +24,6 @@ class Convert(Kept, Reads):
     """Tuned settings to put into the bundle: settings.json, or SAeUron's class_params.pth."""
     base_model: str | None = None
     """Model the SAE was trained on; default what its files say."""
-    licence: str | None = None
-    """SPDX name of the licence it is shared under."""
-    card: Path | None = None
-    """Markdown file that becomes the model card."""
     kind: str | None = None
     """Kind of a pickled table's concepts: object or style; default what its file name says."""
     timesteps: tuple[int, ...] = ()

@@ -17,7 +17,7 @@ from saeuron import (
 from saeuron.checkpoints import Bundle, load_bundle, load_sae, save_bundle
 from saeuron.concept_table import WholeTable
 
-from ..common.bundles import place, without_folder
+from ..common.bundles import place, tell_of, without_folder
 from ..common.config import save_config
 from ..common.results import tell
 from .commands import Convert
@@ -61,10 +61,7 @@ def _bundle(config: Convert) -> Bundle:
         bundle.table = _table(config, sae)
     if config.settings is not None:
         bundle.settings = _settings(config, sae)
-    if config.licence is not None:
-        bundle.licence = config.licence
-    if config.card is not None:
-        bundle.card = _read_text(config.card)
+    tell_of(bundle, config)
     return bundle
 
 
@@ -150,10 +147,3 @@ def _kind(path: Path) -> str:
         if path.name.startswith(start):
             return kind
     raise SaeuronError(f"{path.name} does not say whether its concepts are objects or styles: give --kind")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SaeuronError(f"--card {path} could not be read: {error}") from None
