@@ -11,9 +11,11 @@ def extension():
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
             from .host import files, workflow
+            from .learn import LearnConcept
             from .loader import SaeLoader
             from .patches import FeatureAblatePatch, FeatureSteerPatch
             from .recorder import ActivationRecorder
+            from .save import SaveSae
             from .tinycanvas import TinyCanvas
 
             # Here and not in `on_load`, which ComfyUI 0.8 does not call.
@@ -22,6 +24,8 @@ def extension():
             workflow.register()
             return [
                 SaeLoader,
+                LearnConcept,
+                SaveSae,
                 ConceptSelector,
                 FeatureAblatePatch,
                 FeatureSteerPatch,

@@ -12,6 +12,7 @@ from .host.memory import manage_sae
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, LoadedSae, Sae, schema
 
 SITES = ("from file", "output", "residual")
+CONCEPTS = ("from file", "none")
 
 
 class SaeLoader(io.ComfyNode):
@@ -41,6 +42,14 @@ class SaeLoader(io.ComfyNode):
                     extra_dict=ADVANCED,
                     tooltip="What of the block the SAE reads: its output, or output minus input (residual).",
                 ),
+                io.Combo.Input(
+                    "concepts",
+                    options=list(CONCEPTS),
+                    default=CONCEPTS[0],
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="The concepts that the file brings, or none of them: then the SAE knows what it is taught.",
+                ),
             ],
             outputs=[Sae.Output("sae", display_name="SAE", tooltip="The autoencoder, and its concepts if it has any.")],
             is_output_node=False,
@@ -55,10 +64,14 @@ class SaeLoader(io.ComfyNode):
         return str(files.stamp(*files.sources(sae_name)))
 
     @classmethod
-    def execute(cls, sae_name: str, hookpoint: str = "", site: str = SITES[0]) -> io.NodeOutput:
+    def execute(
+        cls, sae_name: str, hookpoint: str = "", site: str = SITES[0], concepts: str = CONCEPTS[0]
+    ) -> io.NodeOutput:
         path, site = files.path(sae_name), None if site == SITES[0] else site
         bundle = load_bundle(path, hookpoint=hookpoint.strip() or None, site=site)
         bundle.sae.hookpoint = bundle.sae.hookpoint or _guess(path, site)
+        if concepts == CONCEPTS[1]:
+            bundle.table, bundle.settings = None, {}
         loaded = LoadedSae(sae_name, bundle, manage_sae(bundle.sae, path))
         return io.NodeOutput(loaded, ui=ui.PreviewText(describe(bundle)))
 
@@ -84,7 +97,9 @@ def describe(bundle: Bundle) -> str:
     if sae.base_model:
         lines.append(f"for {sae.base_model}")
     if table is None:
-        lines.append("no concepts in this file: give the Concept Selector a table, or steer latents by number")
+        lines.append(
+            "no concepts: teach it one with Learn Concept, give Concept Selector a table, or steer latents by number"
+        )
     else:
         lines.append(f"{len(table.concepts)} concepts: {', '.join(table.concepts)}")
     return "\n".join(lines)

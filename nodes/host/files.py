@@ -24,12 +24,12 @@ def register() -> None:
 
 def names() -> list[str]:
     """The SAE files to offer; of a folder in SAeUron's layout it is the ``sae.safetensors`` inside."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if not _is_table(name)]
+    return [name for name in folder_paths.get_filename_list(FOLDER) if not is_table(name)]
 
 
 def tables() -> list[str]:
     """The concept tables to offer: what `training score` writes, by its usual name."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if _is_table(name)]
+    return [name for name in folder_paths.get_filename_list(FOLDER) if is_table(name)]
 
 
 def path(name: str) -> Path:
@@ -38,6 +38,11 @@ def path(name: str) -> Path:
     if found is None:
         raise SaeuronError(f"{name!r} is not in models/saes; the nearest are {nearest(name, names())}")
     return Path(found)
+
+
+def folder() -> Path:
+    """The folder to write to: the first that is the user's own."""
+    return next(Path(one) for one in folder_paths.get_folder_paths(FOLDER) if Path(one) != EMBEDDED)
 
 
 def sources(name: str) -> list[Path]:
@@ -51,5 +56,6 @@ def stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(one), (status := one.stat()).st_mtime_ns, status.st_size) for one in paths)
 
 
-def _is_table(name: str) -> bool:
+def is_table(name: str) -> bool:
+    """Whether a file of this name is a concept table."""
     return Path(name).name.endswith("table.safetensors")

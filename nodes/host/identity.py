@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 
+import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -16,12 +17,28 @@ def identity(model: ModelPatcher) -> str:
     It is the same in every run and on every device, and reads a few values of every tensor only.
     """
     root = getattr(model.model.diffusion_model, "_orig_mod", model.model.diffusion_model)
+    return f"{type(model.model.model_config).__name__} {_hashes(model, root, 'diffusion_model.')}"
+
+
+def text_identity(clip: comfy.sd.CLIP) -> str:
+    """The same of a text encoder, and at which layer it is left."""
+    return f"{_hashes(clip.patcher, clip.cond_stage_model, '')} layer {clip.layer_idx}"
+
+
+def surroundings(model: ModelPatcher) -> str:
+    """A hash of what else changes a model's output: replaced parts, patches of attention, guidance of other nodes.
+
+    Functions count by name and by the numbers they enclose.
+    """
+    return _digest([model.object_patches, model.model_options, model.wrappers])
+
+
+def _hashes(patcher: ModelPatcher, root: torch.nn.Module, prefix: str) -> str:
     names = sorted(root.named_parameters(), key=lambda named: named[0])
     # What is loaded may carry patches already; ComfyUI keeps the weights as they were in `backup`.
-    own = [(name, _original(model, f"diffusion_model.{name}", weight)) for name, weight in names]
-    name = f"{type(model.model.model_config).__name__} {_digest(own)}"
-    patches = [(key, [(patch[0], patch[2], patch[1]) for patch in model.patches[key]]) for key in sorted(model.patches)]
-    return f"{name} patched {_digest(patches)}" if patches else name
+    own = [(name, _original(patcher, prefix + name, weight)) for name, weight in names]
+    patches = [(key, [(p[0], p[2], p[1]) for p in patcher.patches[key]]) for key in sorted(patcher.patches)]
+    return f"{_digest(own)} patched {_digest(patches)}" if patches else _digest(own)
 
 
 def _original(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:
@@ -43,7 +60,14 @@ def _parts(content: object) -> Iterator[bytes]:
     elif isinstance(content, list | tuple):
         for part in content:
             yield from _parts(part)
+    elif isinstance(content, dict):
+        for name in sorted(content, key=str):
+            yield from _parts((str(name), content[name]))
     elif hasattr(content, "weights"):
         yield from _parts(content.weights)
+    elif hasattr(content, "__code__"):
+        cells = [cell.cell_contents for cell in content.__closure__ or ()]
+        yield content.__qualname__.encode()
+        yield from _parts([cell for cell in cells if isinstance(cell, str | int | float | torch.Tensor)])
     else:
-        yield repr(content).encode() if isinstance(content, str | int | float) else b"?"
+        yield repr(content).encode() if isinstance(content, str | int | float) else type(content).__name__.encode()
