@@ -52,7 +52,7 @@ class SaveSae(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None) -> bool | str:
-        return workflow.told(target, filename, bool(workflow.inputs(cls.hidden.unique_id).get("overwrite", False)))
+        return workflow.told(target, filename, bool(workflow.inputs(workflow.number(cls)).get("overwrite", False)))
 
     @classmethod
     def execute(cls, sae: LoadedSae, filename: str, licence: str, card: str, overwrite: bool) -> io.NodeOutput:
