@@ -69,7 +69,14 @@ class LearnConcept(io.ComfyNode):
                 io.Float.Input(
                     "cfg", default=7.0, min=1.0, max=30.0, step=0.5, tooltip="Guidance, as you use it for pictures."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the first pair of prompts."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,  # another seed would be another lesson, drawn anew at every run
+                    tooltip="Seed of the first pair of prompts.",
+                ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
