@@ -63,7 +63,8 @@ class ConceptSelector(io.ComfyNode):
     def validate_inputs(cls, concepts: str | None) -> bool | str:
         loader = workflow.linked(workflow.number(cls), "sae", "SAeUronLoader") or {}
         table = workflow.inputs(workflow.number(cls)).get("table", FROM_FILE)
-        return workflow.told(check, concepts, loader.get("sae_name"), table)
+        bare = loader.get("concepts") == "none" and table == FROM_FILE
+        return workflow.told(check, concepts, loader.get("sae_name"), table, bare)
 
     @classmethod
     def execute(
@@ -92,18 +93,20 @@ def read(text: str, known: ConceptTable | headers.Header | None, sae_name: str) 
     A share of 0 leaves the concept as it is, so it is left out.
     """
     if known is None:
-        raise SaeuronError(f"{sae_name} brings no concepts: choose a `table`, or make one with `training score`")
+        raise SaeuronError(f"{sae_name} brings no concepts: teach it one with Learn Concept, or choose a `table`")
     wanted = match(parse(text), known)
     if not wanted:
-        raise SaeuronError(f"`concepts` is empty: name some of {', '.join(list(known.concepts)[:8])} …")
+        raise SaeuronError(
+            f"`concepts` is empty: name some of {', '.join(list(headers.offered(known.concepts))[:8])} …"
+        )
     return {name: own for name, own in wanted.items() if own.share != 0}
 
 
-def check(text: str, sae_name: str | None, table: str) -> None:
-    """Raise SaeuronError where ``text`` cannot be read, or names what the files do not know."""
+def check(text: str, sae_name: str | None, table: str, bare: bool) -> None:
+    """Raise SaeuronError where ``text`` cannot be read, or names what the files do not know; ``bare`` are without."""
     parse(text)
     if isinstance(sae_name, str) and isinstance(table, str) and workflow.told(headers.concepts_of, sae_name) is True:
-        read(text, headers.concepts_of(sae_name, table), sae_name)
+        read(text, None if bare else headers.concepts_of(sae_name, table), sae_name)
 
 
 def describe(chosen: ChosenConcepts) -> str:

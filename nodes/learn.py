@@ -18,7 +18,7 @@ from ..saeuron.compact_table import CompactTable
 from ..saeuron.learning import FEWEST, Learner, Lesson
 from .host import files, workflow
 from .host.identity import identity, surroundings, text_identity
-from .host.observation import Watched, downscale, fitted, latent_size
+from .host.observation import Seen, Watched, downscale, fitted, latent_size
 from .host.sockets import CATEGORY, LoadedSae, Sae, schema
 
 LOOKS = 8
@@ -69,7 +69,14 @@ class LearnConcept(io.ComfyNode):
                 io.Float.Input(
                     "cfg", default=7.0, min=1.0, max=30.0, step=0.5, tooltip="Guidance, as you use it for pictures."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the first pair of prompts."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,  # another seed would be another lesson, drawn anew at every run
+                    tooltip="Seed of the first pair of prompts.",
+                ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
@@ -94,7 +101,7 @@ class LearnConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         # ComfyUI repeats the sentence for every input that is asked for here, so the others are asked of the workflow.
-        return workflow.told(check, name, workflow.inputs(cls.hidden.unique_id))
+        return workflow.told(check, name, workflow.inputs(workflow.number(cls)))
 
     @classmethod
     def execute(
@@ -122,7 +129,7 @@ class LearnConcept(io.ComfyNode):
             lesson = artist.lesson_of_pictures(name, kind, shows, lacks, images, other_images)
         about = artist.identity(model)
         learner = Learner(sae.sae, lesson, artist.timesteps, about, lesson_file(sae, lesson, about))
-        calls = learn(learner, artist, getattr(cls.hidden, "unique_id", None))
+        calls = learn(learner, artist, workflow.number(cls))
         taught, left_out = know(sae, learner)
         return io.NodeOutput(taught, ui=ui.PreviewText(describe(learner, calls, left_out)))
 
@@ -200,7 +207,7 @@ class Artist:
         given, _ = self.pictures.get(text, (None, ""))
         return (self.steps if given is None else 0) + (LOOKS if text in self.pictures else 0)
 
-    def tokens(self, text: str, number: int, step) -> dict[int, torch.Tensor]:
+    def tokens(self, text: str, number: int, step) -> Seen:
         """Tokens by timestep. A pair of prompts, with and without the concept, begins with the same noise."""
         generator = torch.Generator().manual_seed(self.seed + number // 2)
         noise = torch.randn(1, *self.size, generator=generator)
@@ -211,7 +218,7 @@ class Artist:
         again = torch.randn(latent.shape, generator=generator)
         return self.watched.look(latent, self._prompt(caption), self.looks, again, step)
 
-    def _draw(self, text: str, noise: torch.Tensor, step) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    def _draw(self, text: str, noise: torch.Tensor, step) -> tuple[torch.Tensor, Seen]:
         return self.watched.draw(self._prompt(text), self._prompt(""), self.cfg, self.sigmas, noise, step)
 
     def _prompt(self, text: str) -> list:
@@ -233,9 +240,9 @@ def learn(learner: Learner, artist: Artist, node_id: str | None) -> int:
     progress = comfy.utils.ProgressBar(max(1, calls))
     for number in waiting:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        tokens = artist.tokens(prompts[number][0], number, lambda: progress.update(1))
+        seen = artist.tokens(prompts[number][0], number, lambda: progress.update(1))
         device = learner.sae.W_enc.device  # where ComfyUI has left it while the model was called
-        learner.observe(number, {timestep: maps.to(device) for timestep, maps in tokens.items()})
+        learner.observe(number, {t: (tokens.to(device), unguided) for t, (tokens, unguided) in seen.items()})
     return calls
 
 

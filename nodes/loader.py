@@ -101,5 +101,6 @@ def describe(bundle: Bundle) -> str:
             "no concepts: teach it one with Learn Concept, give Concept Selector a table, or steer latents by number"
         )
     else:
-        lines.append(f"{len(table.concepts)} concepts: {', '.join(table.concepts)}")
+        concepts = headers.offered(table.concepts)
+        lines.append(f"{len(concepts)} concepts: {', '.join(concepts)}")
     return "\n".join(lines)

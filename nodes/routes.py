@@ -4,7 +4,7 @@ import asyncio
 
 from ..saeuron import SaeuronError
 from .host import files
-from .host.headers import concepts_of
+from .host.headers import concepts_of, offered
 
 
 def register() -> None:
@@ -20,7 +20,7 @@ def register() -> None:
             header = await asyncio.to_thread(concepts_of, name, table)
         except SaeuronError as error:
             return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({"concepts": {} if header is None else header.concepts})
+        return web.json_response({"concepts": {} if header is None else offered(header.concepts)})
 
     if getattr(PromptServer, "instance", None) is not None:  # nodes are also listed without a server
         PromptServer.instance.routes.get("/saeuron/concepts")(concepts)

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..saeuron import SaeuronError
 from ..saeuron.checkpoints import LAYOUTS, Bundle, save_bundle
-from .host import files, workflow
+from .host import files, headers, workflow
 from .host.sockets import CATEGORY, LoadedSae, Sae, schema
 
 SUFFIX = ".safetensors"
@@ -52,7 +52,7 @@ class SaveSae(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None) -> bool | str:
-        return workflow.told(target, filename, bool(workflow.inputs(cls.hidden.unique_id).get("overwrite", False)))
+        return workflow.told(target, filename, bool(workflow.inputs(workflow.number(cls)).get("overwrite", False)))
 
     @classmethod
     def execute(cls, sae: LoadedSae, filename: str, licence: str, card: str, overwrite: bool) -> io.NodeOutput:
@@ -60,7 +60,7 @@ class SaveSae(io.ComfyNode):
         save_bundle(
             Bundle(own.sae, own.table, own.settings, card.strip() or own.card, licence.strip() or own.licence), path
         )
-        known = ", ".join(own.table.concepts) if own.table else "none"
+        known = ", ".join(headers.offered(own.table.concepts)) if own.table else "none"
         size = path.stat().st_size / 1e6
         name = path.relative_to(files.folder().resolve()).as_posix()
         return io.NodeOutput(ui=ui.PreviewText(f"{name}, {size:.1f} MB\nconcepts: {known}"))

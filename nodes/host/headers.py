@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...saeuron import ConceptTable, SaeuronError
 from ...saeuron.checkpoints import LAYOUTS
+from ...saeuron.learning import WITHOUT
 from . import files
 
 
@@ -36,6 +37,15 @@ def concepts_of(sae_name: str, table_name: str = files.FROM_FILE) -> Header | No
     if file.name not in LAYOUTS:
         given.check_belongs(own.fingerprint)
     return given
+
+
+def offered(concepts: dict[str, str]) -> dict[str, str]:
+    """``concepts`` without the counterparts that learnt ones have beside them, which nobody takes out."""
+    return {name: kind for name, kind in concepts.items() if not _is_counterpart(name, concepts)}
+
+
+def _is_counterpart(name: str, concepts: dict[str, str]) -> bool:
+    return name.startswith(WITHOUT) and concepts.get(name.removeprefix(WITHOUT)) == concepts[name]
 
 
 @lru_cache(maxsize=64)

@@ -17,10 +17,30 @@ from .sockets import LoadedSae
 
 SIDES = {768: 64, 1024: 96, 2048: 128}
 """By the width of the text a family of models reads: the side of the latents it was trained on."""
+Seen = dict[int, tuple[torch.Tensor, torch.Tensor | None]]
+"""By timestep the tokens ``[B, N, d]`` of the positive prompt, and of the negative one where the model was guided."""
+
+
+class Half:
+    """The tokens of one half of guidance, by timestep; on the CPU, since a whole sampling's may be half a gigabyte."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, torch.Tensor] = {}
+
+    def begin(self, model: ModelPatcher) -> None:
+        self.seen = {}
+
+    def see(self, tokens: torch.Tensor, place: Place) -> None:
+        if place.rows.any():
+            own = tokens[place.rows.to(tokens.device)].detach().cpu()
+            self.seen.setdefault(whole_timestep(place.timestep), own)
+
+    def end(self, finished: bool) -> None:
+        pass
 
 
 class Watched:
-    """A MODEL whose tokens at the hookpoint of ``sae`` are seen: the positive prompt's rows, by timestep.
+    """A MODEL whose tokens at the hookpoint of ``sae`` are seen, those of the positive prompt and of the negative one.
 
     Raises SaeuronError where the hookpoint is not in the model, the SAE is of another width, or the model has been
     patched by this pack already.
@@ -33,18 +53,10 @@ class Watched:
                 "this model already carries a patch of this pack, and would teach what is left of it: "
                 "connect the model that goes into the patch"
             )
-        self.model = attach(model, Patch(sae.hookpoint, observer=self, applies_to="positive"), sae.patcher)
-        self.seen: dict[int, torch.Tensor] = {}  # on the CPU: a whole sampling's may be half a gigabyte
-
-    def begin(self, model: ModelPatcher) -> None:
-        self.seen = {}
-
-    def see(self, tokens: torch.Tensor, place: Place) -> None:
-        own = tokens[place.rows.to(tokens.device)].detach().cpu()
-        self.seen.setdefault(whole_timestep(place.timestep), own)
-
-    def end(self, finished: bool) -> None:
-        pass
+        self.positive, self.negative = Half(), Half()
+        for half, rows in ((self.positive, "positive"), (self.negative, "negative")):
+            model = attach(model, Patch(sae.hookpoint, observer=half, applies_to=rows), sae.patcher)
+        self.model = model
 
     def timesteps(self, sigmas: torch.Tensor) -> list[int]:
         sampling = self.model.get_model_object("model_sampling")
@@ -61,14 +73,14 @@ class Watched:
 
     def draw(
         self, positive: list, negative: list, cfg: float, sigmas: torch.Tensor, noise: torch.Tensor, step: Callable
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, Seen]:
         """Latents sampled by Euler's method from ``noise`` ``[B, C, h, w]``, and the tokens seen on the way."""
         sampler = comfy.samplers.sampler_object("euler")
         return self._run(sampler, positive, negative, cfg, sigmas, noise, torch.zeros_like(noise), step)
 
     def look(
         self, latent: torch.Tensor, positive: list, sigmas: torch.Tensor, noise: torch.Tensor, step: Callable
-    ) -> dict[int, torch.Tensor]:
+    ) -> Seen:
         """The tokens of ``latent`` ``[B, C, h, w]`` with ``noise`` added as each of ``sigmas`` says, one call each."""
         return self._run(Looks(), positive, positive, 1.0, sigmas, noise, latent, step)[1]
 
@@ -76,8 +88,8 @@ class Watched:
         latent = comfy.sample.sample_custom(
             self.model, noise, cfg, sampler, sigmas, positive, negative, latent, None, lambda *_: step(), True, seed=0
         )
-        seen, self.seen = self.seen, {}
-        return latent, seen
+        unguided = self.negative.seen
+        return latent, {t: (tokens, unguided.get(t)) for t, tokens in self.positive.seen.items()}
 
 
 class Looks(comfy.samplers.Sampler):

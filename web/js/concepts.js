@@ -13,12 +13,18 @@ function source(node, name) {
 }
 
 async function fetchConcepts(node) {
-  const loader = source(node, "sae");
+  const learnt = {};
+  let loader = source(node, "sae");
+  while (loader?.comfyClass === "SAeUronLearnConcept") {
+    learnt[widget(loader, "name").value.trim()] = widget(loader, "kind").value.trim();
+    loader = source(loader, "sae");
+  }
   if (loader?.comfyClass !== "SAeUronLoader") throw new Error("Connect an SAE Loader to `sae` first.");
   const query = new URLSearchParams({ sae: widget(loader, "sae_name").value, table: widget(node, "table").value });
   const response = await api.fetchApi(`/saeuron/concepts?${query}`);
-  const { concepts, error } = await response.json();
+  const { concepts: inFile, error } = await response.json();
   if (!response.ok) throw new Error(error);
+  const concepts = { ...(widget(loader, "concepts")?.value === "none" ? {} : inFile), ...learnt };
   if (!Object.keys(concepts).length) throw new Error("This SAE brings no concepts: choose a `table`.");
   return concepts;
 }

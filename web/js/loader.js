@@ -1,13 +1,20 @@
-// SAE Loader: shows under the node what the file holds, once it has been loaded.
+// SAE Loader, Learn Concept, Save SAE: what they say once they have run stands under the node.
 
 import { app } from "../../../scripts/app.js";
 import { ComfyWidgets } from "../../../scripts/widgets.js";
 
+const PLACEHOLDERS = {
+  SAeUronLoader: "Run once to see what the file holds.",
+  SAeUronLearnConcept: "Run once to see how well it is learnt.",
+  SAeUronSaveSae: "Run once to see what was written.",
+};
+
 app.registerExtension({
   name: "SAeUron.Loader",
   nodeCreated(node) {
-    if (node.comfyClass !== "SAeUronLoader") return;
-    const options = { multiline: true, placeholder: "Run once to see what the file holds." };
+    const placeholder = PLACEHOLDERS[node.comfyClass];
+    if (placeholder === undefined) return;
+    const options = { multiline: true, placeholder };
     const { widget } = ComfyWidgets.STRING(node, "contents", ["STRING", options], app);
     widget.serialize = false;
     Object.assign(widget.options, { serialize: false, read_only: true });

@@ -1,0 +1,159 @@
+"""Learn Concept and Save SAE in a real ComfyUI: an SAE that knows no concept is taught one."""
+
+import json
+import re
+import time
+import urllib.error
+
+import numpy
+import pytest
+from safetensors.torch import load_file
+
+from tests.comfyui.test_http import drawn, judged
+from tests.comfyui.workflows import find, only
+
+pytestmark = pytest.mark.comfyui
+
+
+def lessons(server) -> list:
+    return sorted((server.base / "models" / "saes" / "learnt").glob("*.lesson"))
+
+
+def finished(server) -> int:
+    """How many prompts the one lesson holds."""
+    return int(load_file(lessons(server)[0])["done"].sum()) if lessons(server) else 0
+
+
+def drawn_for_learning(server) -> list[tuple[int, int, int]]:
+    """Of every run of Learn Concept: prompts to draw, of how many, and the model calls that take."""
+    told = re.findall(r"Learn Concept: .*: (\d+) of (\d+) to draw, (\d+) model calls", server.log())
+    return [tuple(map(int, numbers)) for numbers in told]
+
+
+@pytest.fixture(scope="module")
+def learnt(server):
+    """The workflow `learn`, interrupted and queued again; its lesson is then whole. How many prompts were kept."""
+    from tests.comfyui.conftest import ROOT
+
+    workflow = json.loads((ROOT / "workflows" / "api" / "learn.json").read_text("utf-8"))
+    number = server.post("/prompt", {"prompt": only(workflow, "After")})["prompt_id"]
+    deadline = time.monotonic() + 300
+    while finished(server) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    server.post("/interrupt", {})
+    while not (entry := server.get_json(f"/history/{number}").get(number)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
+    kept = finished(server)
+    server.run(only(workflow, "After"))
+    return kept
+
+
+def test_an_interrupt_loses_nothing_that_was_finished(server, learnt):
+    (first, second) = drawn_for_learning(server)[:2]
+    assert first == (24, 24, 600)
+    assert 3 <= learnt < 24 and second == (24 - learnt, 24, 25 * (24 - learnt))
+    assert finished(server) == 24
+
+
+def test_neon_is_learnt_and_gone_and_the_heart_stays(server, learnt, load):
+    before, after = drawn(server, load("learn"), "Before", "After")
+    assert judged(before)["style"].count("neon") >= 3
+    assert judged(after)["style"].count("neon") == 0
+    assert judged(after)["object"].count("heart") >= 3
+
+
+@pytest.mark.parametrize("style", ["candy", "blueprint"])
+def test_a_bystander_is_left_alone(server, learnt, load, style):
+    workflow = load("learn")
+    workflow[find(workflow, "Prompt")]["inputs"]["text"] = f"An image of heart in {style} style."
+    before, after = drawn(server, workflow, "Before", "After")
+    assert judged(after) == judged(before) and judged(after)["style"].count(style) >= 3
+    # Four in 255 on average: what the eye tells from rounding only in a flicker between the two.
+    assert numpy.abs(before.astype(float) - after).mean() < 4
+
+
+def test_what_is_learnt_is_never_drawn_again(server, learnt, load):
+    (first,) = drawn(server, only(load("learn"), "After"), "After")
+    server.forget()
+    workflow = only(load("learn"), "After")
+    (second,) = drawn(server, workflow, "After")
+    assert find(workflow, "SAeUronLearnConcept") not in server.cached
+    assert drawn_for_learning(server)[-1] == (0, 24, 0)
+    assert numpy.array_equal(first, second)
+
+
+def test_a_lesson_is_not_offered_as_an_sae(server, learnt):
+    options = server.get_json("/object_info/SAeUronLoader")["SAeUronLoader"]["input"]["required"]["sae_name"]
+    assert lessons(server) and "learnt" not in str(options)
+
+
+def test_what_is_saved_is_what_was_learnt(server, learnt, load):
+    workflow = load("learn")
+    (wanted,) = drawn(server, only(workflow, "After"), "After")
+    teacher, selector = find(workflow, "SAeUronLearnConcept"), find(workflow, "SAeUronConceptSelector")
+    inputs = {"sae": [teacher, 0], "filename": "mine/neon", "licence": "CC0-1.0", "card": "Neon.", "overwrite": False}
+    saving = workflow | {"save": {"class_type": "SAeUronSaveSae", "inputs": inputs, "_meta": {"title": "Save"}}}
+    (text,) = server.run(only(saving, "Save"))["save"]["text"]
+    assert text.startswith("mine/neon.safetensors") and text.endswith("concepts: neon")
+    assert server.get_json("/saeuron/concepts", sae="mine/neon.safetensors")["concepts"] == {"neon": "style"}
+
+    loader = find(workflow, "SAeUronLoader")
+    workflow[loader]["inputs"] |= {"sae_name": "mine/neon.safetensors", "concepts": "from file"}
+    for node in (selector, find(workflow, "SAeUronAblatePatch")):
+        workflow[node]["inputs"]["sae"] = [loader, 0]
+    (loaded,) = drawn(server, only(workflow, "After"), "After")
+    assert numpy.array_equal(loaded, wanted)
+
+    inputs["card"] = "Neon, again."
+    assert "is there already" in refusal(server, only(saving, "Save"), "save")
+    inputs["overwrite"] = True
+    server.run(only(saving, "Save"))
+
+
+def refusal(server, workflow: dict, node: str) -> str:
+    """The one sentence that ``node`` refuses to be queued with."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.post("/prompt", {"prompt": workflow})
+    errors = json.loads(refused.value.read())["node_errors"]
+    assert list(errors) == [node]
+    (error,) = errors[node]["errors"]
+    sentence = error["details"].partition(" - ")[2]
+    assert len(sentence) < 200 and str(server.base) not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": " "}, "name a concept"),
+        ({"shows": "one heart\na neon star", "lacks": "one heart\na ring\na moon"}, "both to show neon and not to"),
+        ({"shows": "neon heart\nneon star"}, "from 2 prompts that show it: give 3, better 12"),
+        ({"images": ["14", 0]}, "connect the checkpoint's to `vae`"),
+        ({"other_images": ["14", 0], "vae": ["2", 2]}, "to `images`"),
+    ],
+)
+def test_a_lesson_that_cannot_be_is_refused_when_it_is_queued(server, load, changes, says):
+    workflow = load("learn")
+    del workflow[find(workflow, "After")]
+    teacher = find(workflow, "SAeUronLearnConcept")
+    workflow[teacher]["inputs"] |= changes
+    workflow["judge"] = {"class_type": "SAeUronSaveSae", "_meta": {"title": "Save"}}
+    workflow["judge"]["inputs"] = {"sae": [teacher, 0], "filename": "x", "licence": "", "card": "", "overwrite": False}
+    kept = {i: node for i, node in workflow.items() if i in ("2", "6", teacher, "judge", "3", "4", "5", "9", "14")}
+    kept["14"]["inputs"]["samples"] = ["9", 0]
+    assert says in refusal(server, kept, teacher)
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "/tmp/x", "sae", "a_table", "mine/..\\..\\x"])
+def test_nothing_is_written_outside_the_folder_or_under_another_formats_name(server, load, name):
+    workflow = only(load("learn"), "SAeUronLoader")
+    inputs = {"sae": [find(workflow, "SAeUronLoader"), 0], "filename": name, "licence": "", "card": ""}
+    workflow["save"] = {"class_type": "SAeUronSaveSae", "inputs": inputs | {"overwrite": True}}
+    assert "`filename` is" in refusal(server, workflow, "save")
+
+
+def test_an_sae_without_concepts_says_what_to_do(server, load):
+    workflow = only(load("tinycanvas_unlearn"), "After")
+    workflow[find(workflow, "SAeUronLoader")]["inputs"]["concepts"] = "none"
+    assert "teach it one with Learn Concept" in refusal(server, workflow, find(workflow, "SAeUronConceptSelector"))
