@@ -13,7 +13,7 @@ from saeuron.checkpoints import Bundle
 from saeuron.hookpoints import Hookpoint
 from tinycanvas.drawing import OBJECTS, STYLES
 from training.common.prompts import read_prompts
-from training.diffusion.sampling import draw_all, generate
+from training.diffusion.sampling import Sampling, draw_all, generate
 from training.evaluation.judges import tinycanvas_judge
 from training.evaluation.measures import Verdicts
 from training.league.league import ORDER, QUICK, League, command, league
@@ -349,6 +349,6 @@ def test_an_oracle_needs_something_left_to_draw(without, complaint):
 
 def test_a_ranges_probe_changes_no_picture(pipeline):
     rows = [{"prompt": "An image of star in neon style."}]
-    sampling = training.league.rows.Sampling(steps=2, batch=1)
+    sampling = Sampling(steps=2, batch=1)
     probed = draw_all(pipeline, rows, [1], sampling, {Hookpoint("unet.up_blocks.1.attentions.1"): [Ranges()]})
     assert torch.equal(probed, draw_all(pipeline, rows, [1], sampling))
