@@ -107,7 +107,8 @@ def begin_prompts(
     """A learner of prompts that are drawn, with what ``path`` holds of it."""
     pipeline.scheduler.set_timesteps(sampling.steps)
     timesteps = [whole_timestep(t) for t in pipeline.scheduler.timesteps]
-    made_with = [vars(sampling), seed, *([] if identity is None else [identity, pipeline.scheduler.config._class_name])]
+    sampler = type(pipeline.scheduler).__name__  # the config names it only where it came from a file
+    made_with = [vars(sampling), seed, *([] if identity is None else [identity, sampler])]
     return Learner(sae, lesson, timesteps, made_with, path)
 
 
