@@ -5,7 +5,7 @@ those of its tokens that are in the batch. Since a mean of pre-activations is th
 anything is computed beyond what training computes anyway.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,7 @@ def map_means(values: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch
 def supervised_losses(
     model: TrainingAutoencoder,
     batch: torch.Tensor,
-    code: torch.Tensor,
+    code: Callable[[], torch.Tensor],
     tokens: Tokens,
     supervision: Supervision,
     weights: Weights,
@@ -81,7 +81,8 @@ def supervised_losses(
 
     SAEmnesia's total is reconstruction + 3 · `bce` + 0.1 · `decorrelation` + 0.01 · ``mean |pre-activation|``. Unlike
     there, pre-activations are in training coordinates, reconstruction is a fraction of the variance, and the last mean
-    is taken over a sample of the batch's tokens. SAEParate's term is `contrast`, on the token-mean ``code`` ``[B, n]``.
+    is taken over a sample of the batch's tokens. SAEParate's term is `contrast`, on the token-mean of ``code()``,
+    ``[B, n]``, which nothing else asks for.
     """
     losses = {}
     means, shown = map_means(batch, tokens)
@@ -96,7 +97,7 @@ def supervised_losses(
         sample = batch[:: max(len(batch) // SAMPLED, 1)]
         losses["l1"] = weights.l1 * model.pre_activations(sample).abs().mean()
     if weights.contrast:
-        codes = map_means(code, tokens)[0]
+        codes = map_means(code(), tokens)[0]
         labels = [targets[:, supervision.of_kind(kind)] for kind in dict.fromkeys(supervision.kinds.values())]
         terms = [contrast(codes, own, weights.temperature) for own in labels]
         losses["contrast"] = weights.contrast * torch.stack(terms).mean()

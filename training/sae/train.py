@@ -35,7 +35,7 @@ from . import checkpoint
 from .commands import Train
 from .measure import measure
 from .supervise import Supervision, read_targets, report, supervised_losses
-from .trainer import Normalisation, TrainingAutoencoder
+from .trainer import Normalisation, TrainingAutoencoder, descend
 
 ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
 PIECES = ("sae.safetensors", "cfg.json", "metrics.json", checkpoint.NAME, "tensorboard")
@@ -71,10 +71,14 @@ def train(config: Train) -> SparseAutoencoder | None:
     steps = config.steps or config.epochs * per_epoch
 
     device = torch.device(own_device(config.device))
-    normalisation = Normalisation.of(recording.read(shards[0]).activations.float())
-    normalisation.mean = normalisation.mean.to(device)
+    first = recording.read(shards[0]).activations.float()
+    normalisation = Normalisation.of(first)
     initial = load_sae(config.init) if config.init else None
     model = _start(config, recording, normalisation, initial)
+    if initial is None:
+        model.fit_encoder(normalisation(first[: config.batch]))
+    del first
+    normalisation.mean = normalisation.mean.to(device)
     supervision = _supervision(config, recording, len(model.W_enc), initial)
     stream = partial(_stream, recording, shards, config, steps=steps, per_epoch=per_epoch)
     if config.dry_run:
@@ -113,12 +117,8 @@ def train(config: Train) -> SparseAutoencoder | None:
                 terms |= supervised_losses(model, batch, losses.code, tokens, supervision, config)
             (losses.fvu + sum(terms.values())).backward()
             sum_gradients(model.parameters())
-            model.project_gradient()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            descend(model, optimizer)
             schedule.step()
-            model.normalise_decoder()
             if (step + 1) % config.log_every == 0:
                 _log(log, step + 1, steps, losses, terms, model, config)
             last = step + 1 == steps

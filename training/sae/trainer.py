@@ -1,5 +1,7 @@
 """The SAE's training: BatchTopK with AuxK on mean-centred, scaled tokens; both fold into the weights at the end."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +10,12 @@ from torch import nn
 from saeuron import SparseAutoencoder
 
 from ..common.processes import joined, share
+from .codes import DenseCode, SparseCode
+from .kernels import encode
+from .selection import largest_of_batch, largest_of_tokens
+
+DENSE_FROM = 1 / 4
+"""The share of active latents from which on dense products are no slower than sparse ones."""
 
 
 @dataclass
@@ -28,12 +36,15 @@ class Normalisation:
 
 @dataclass
 class Losses:
-    """What one step measured, as 0-dim tensors, so that reading them is the caller's choice; and the code itself."""
+    """What one step measured, as 0-dim tensors, so that reading them is the caller's choice.
+
+    ``code()`` is the dense code ``[B, n_latents]`` with its gradient, made when it is asked for.
+    """
 
     fvu: torch.Tensor
     auxiliary: torch.Tensor
     l0: torch.Tensor
-    code: torch.Tensor = field(repr=False)
+    code: Callable[[], torch.Tensor] = field(repr=False)
 
 
 class TrainingAutoencoder(nn.Module):
@@ -56,6 +67,8 @@ class TrainingAutoencoder(nn.Module):
         self.k, self.activation = k, activation
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("tokens_since_fired", torch.zeros(n_latents, dtype=torch.long))
+        self.sparse = k < DENSE_FROM * n_latents
+        self._longest_silence = math.inf  # at most so long have all latents been silent, known without asking a GPU
 
     @property
     def is_gated(self) -> bool:
@@ -73,6 +86,27 @@ class TrainingAutoencoder(nn.Module):
             return torch.zeros_like(pre).scatter(-1, latents, values.sigmoid() if self.is_gated else values)
         return torch.where(pre >= batch_topk_threshold(pre.detach(), self.k), pre, 0)
 
+    def code(self, tokens: torch.Tensor) -> SparseCode | DenseCode:
+        """The code of normalised ``tokens`` ``[B, d_in]`` in float32, with the encoder's gradient."""
+        if not self.sparse:
+            pre = self.pre_activations(tokens)
+            return DenseCode(self.activate((pre if self.is_gated else pre.relu()).float()))
+        largest = largest_of_batch if self.activation == "batch_topk" else largest_of_tokens
+        pre, active = largest(tokens, self.W_enc, self.b_enc, self.k)
+        pre = encode(pre, active, tokens, self.W_enc, self.b_enc)
+        return SparseCode(pre.sigmoid() if self.is_gated else pre.relu(), active)
+
+    @torch.no_grad()
+    def fit_encoder(self, tokens: torch.Tensor) -> None:
+        """Give a fresh encoder the size at which its reconstruction of normalised ``tokens`` ``[B, d_in]`` errs least.
+
+        Rows of unit norm overlap, so that the sum of the active ones starts out too long, most so with BatchTopK, and
+        hundreds of steps go by until it has shrunk. Which latents are active does not depend on the size.
+        """
+        if not self.is_gated:
+            sums = self.code(tokens).decode(self.W_dec)
+            self.W_enc.mul_((tokens * sums).sum() / sums.pow(2).sum().clamp(min=1e-12))
+
     def losses(self, tokens: torch.Tensor, dead_after: int, k_aux: int) -> Losses:
         """Losses on normalised ``tokens`` ``[B, d_in]``; both are fractions of the batch's variance.
 
@@ -84,36 +118,53 @@ class TrainingAutoencoder(nn.Module):
         """
         variance, count = (tokens - tokens.mean(0)).pow(2).sum(), len(tokens)
         tokens = share(tokens)
-        pre = self.pre_activations(tokens)
-        # In float32 from here on: under autocast the products come out in bfloat16.
-        code = self.activate((pre if self.is_gated else pre.relu()).float())
-        residual = tokens - (code @ self.W_dec + self.b_dec)
+        code = self.code(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            residual = tokens - (code.decode(self.W_dec) + self.b_dec)
         fvu = residual.pow(2).sum() / variance
-        active = code.detach() > 0
-        fired = joined(active.any(0)[None]).any(0)
+        values = code.entries()
+        fired = joined(code.fired()[None]).any(0)
         self.tokens_since_fired = torch.where(fired, 0, self.tokens_since_fired + count)
-        smallest = joined(torch.where(active, code.detach(), torch.inf).min()[None]).min()
+        smallest = joined(_smallest_active(values)).min()
         self.threshold.copy_(torch.where(self.threshold == 0, smallest, torch.lerp(self.threshold, smallest, 0.01)))
-        dead = (self.tokens_since_fired > dead_after).nonzero().squeeze(-1)
         auxiliary = torch.zeros((), device=tokens.device)
+        dead = self._dead(count, dead_after)
         if len(dead):
-            values, places = self.pre_activations(tokens, dead).float().topk(min(k_aux, len(dead)), -1)
-            values = values.sigmoid() if self.is_gated else values.relu()
-            dead_code = torch.zeros(len(tokens), len(dead), device=tokens.device).scatter(-1, places, values)
+            values_of_dead, places = self.pre_activations(tokens, dead).float().topk(min(k_aux, len(dead)), -1)
+            values_of_dead = values_of_dead.sigmoid() if self.is_gated else values_of_dead.relu()
+            dead_code = torch.zeros(len(tokens), len(dead), device=tokens.device).scatter(-1, places, values_of_dead)
             auxiliary = (residual.detach() - dead_code @ self.W_dec[dead]).pow(2).sum() / variance
-        return Losses(fvu, auxiliary, active.sum() / count, code)
+        return Losses(fvu, auxiliary, (values > 0).sum() / count, code.dense)
+
+    def _dead(self, count: int, dead_after: int) -> torch.Tensor:
+        """The latents ``[m]`` unfired for ``dead_after`` tokens, ``count`` of which are new.
+
+        Only asked of the device once so many tokens have passed that there may be one.
+        """
+        self._longest_silence += count
+        if self._longest_silence <= dead_after:
+            return self.tokens_since_fired[:0]
+        self._longest_silence = int(self.tokens_since_fired.max())
+        if self._longest_silence <= dead_after:
+            return self.tokens_since_fired[:0]
+        return (self.tokens_since_fired > dead_after).nonzero().squeeze(-1)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._longest_silence = math.inf
 
     @torch.no_grad()
     def project_gradient(self) -> None:
         """Remove from the decoder's gradient what would only change its rows' length."""
         if not self.is_gated:
-            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
-            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
+            for rows, gradient in zip(_pieces(self.W_dec), _pieces(self.W_dec.grad), strict=True):
+                gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         if not self.is_gated:
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12))
+            for rows in _pieces(self.W_dec):
+                rows.div_(rows.norm(dim=1, keepdim=True).clamp_(min=1e-12))
 
     @torch.no_grad()
     def fold(self, normalisation: Normalisation, **names: object) -> SparseAutoencoder:
@@ -154,6 +205,11 @@ class TrainingAutoencoder(nn.Module):
         return model
 
 
+def _pieces(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The rows of ``weight`` in pieces that stay in a CPU's cache while they are worked on, so memory is read once."""
+    return weight.split(512) if weight.device.type == "cpu" else (weight,)
+
+
 @torch.no_grad()
 def batch_topk_threshold(pre: torch.Tensor, k: int) -> torch.Tensor:
     """The ``k·B``-th largest value of ``pre`` ``[B, n]`` over all processes, exact, found among the rows' largest."""
@@ -166,3 +222,26 @@ def batch_topk_threshold(pre: torch.Tensor, k: int) -> torch.Tensor:
         if width == n or not bool((largest[:, -1] > threshold).any()):
             return threshold.clamp(min=torch.finfo(pre.dtype).tiny)
         width = min(n, width * 2)
+
+
+def _smallest_active(values: torch.Tensor) -> torch.Tensor:
+    """The smallest of ``values`` above 0 as ``[1]``, infinity where there is none."""
+    if values.numel() == 0:
+        return values.new_full((1,), torch.inf)
+    return torch.where(values > 0, values, torch.inf).min()[None]
+
+
+@torch.no_grad()
+def descend(model: TrainingAutoencoder, optimizer: torch.optim.Adam, longest: float = 1.0) -> None:
+    """One step down the gradients, clipped to the norm ``longest``, that keeps the decoder's rows at unit norm.
+
+    What would only change the rows' length is removed first. A fused Adam divides by the clipping as it reads the
+    gradients, which saves a pass over them.
+    """
+    model.project_gradient()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    optimizer.grad_scale = (norm / longest).clamp(min=1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.normalise_decoder()

@@ -144,7 +144,7 @@ def test_the_losses_are_those_written_plainly(supervision):
     model, tokens = model_of(), synthetic(range(0, 24, 2), seed=3)
     batch = tokens.activations
     code = model.activate((batch @ model.W_enc.T + model.b_enc).relu())
-    got = supervised_losses(model, batch, code, tokens, supervision, Weights(contrast=0.5))
+    got = supervised_losses(model, batch, lambda: code, tokens, supervision, Weights(contrast=0.5))
 
     maps = sorted(set(zip(tokens.prompt.tolist(), tokens.timestep.tolist(), strict=True)))
     pre = batch @ model.W_enc.T + model.b_enc
@@ -206,7 +206,7 @@ def test_losses_of_weight_zero_are_not_worked_out(supervision):
     model, tokens = model_of(), synthetic(range(4), seed=3)
     code = torch.zeros(len(tokens), 64)
     weights = Weights(bce=0, decorrelation=0, l1=0, contrast=0)
-    assert supervised_losses(model, tokens.activations, code, tokens, supervision, weights) == {}
+    assert supervised_losses(model, tokens.activations, lambda: code, tokens, supervision, weights) == {}
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["from scratch", "fine-tuned"])
