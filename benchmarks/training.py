@@ -196,13 +196,15 @@ def arguments() -> argparse.Namespace:
 def measure(config: argparse.Namespace, d_in: int, n_latents: int, steps: int) -> tuple[list[dict], dict]:
     """A row a trainer, and the milliseconds of each phase of ours."""
     sample = source(d_in, n_latents, config.k, config.device)
-    unseen = sample(config.batch)
+    unseen, first = sample(config.batch), sample(config.batch)
     trainers, rows = {}, {name: {"trainer": name} for name in config.only}
     for name in config.only:
         kind, options = TRAINERS[name]
         try:
             rows[name]["version"] = version(kind.package) if kind.package else "this"
             trainers[name] = kind(d_in, n_latents, config.k, config.device, *options)
+            if kind is Ours:  # as `train` does
+                trainers[name].model.fit_encoder(first)
         except (ImportError, PackageNotFoundError):
             rows[name]["version"] = None
     times = {name: [] for name in trainers}
@@ -242,7 +244,8 @@ def source(d_in: int, n_latents: int, k: int, device: str) -> Callable[[int], to
         tokens += 0.1 * torch.randn(count, d_in, **random) / d_in**0.5
         return tokens * (d_in / tokens.pow(2).sum(1).mean()).sqrt()
 
-    return sample
+    mean = sample(8192).mean(0)
+    return lambda count: sample(count) - mean
 
 
 def timed(device: str, work: Callable) -> tuple[float, object]:

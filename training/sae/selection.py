@@ -152,7 +152,7 @@ def _group_size(width: int, count: float) -> int:
 
 
 def _members(groups: torch.Tensor, size: int, width: int) -> torch.Tensor:
-    """The members ``[size, …]`` of ``groups`` ``[…]``: every ``width / size``-th of a row, so maxima are whole rows'."""
+    """The members ``[size, …]`` of ``groups`` ``[…]``: every ``width / size``-th of a row."""
     steps = torch.arange(size, device=groups.device) * (width // size)
     return steps.view(-1, *[1] * groups.ndim) + groups
 
