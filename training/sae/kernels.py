@@ -45,7 +45,7 @@ class _Decode(torch.autograd.Function):
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W_enc, b_enc, pre, tokens, active):
-        ctx.save_for_backward(tokens)
+        ctx.save_for_backward(tokens.contiguous())
         ctx.active = active
         return pre.clone()
 
