@@ -33,7 +33,7 @@ def model_of(activation, sparse=True, n=N):
     return model
 
 
-def curve(model, steps=50, bf16=False, dead_after=600):
+def curve(model, steps=50, bf16=False, dead_after=150):
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     values = []
     for step in range(steps):
@@ -172,12 +172,12 @@ def test_a_fitted_encoder_starts_at_its_best_size(activation):
 
 
 MEMORY = """
-import resource, torch
+import torch
 from training.sae.trainer import TrainingAutoencoder, descend
 torch.set_num_threads(1)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this program alone; ru_maxrss would remember what started it
+    return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 
 def train(d_in, n, batch, steps):
     model = TrainingAutoencoder(d_in, n, 16, {activation!r}, torch.Generator().manual_seed(0))
@@ -193,11 +193,11 @@ print((peak() - before) / 4 / (4 * 2 * 192 * 16384 + 2048 * (192 + 16384)))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no resource module")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a program's peak")
 @pytest.mark.parametrize("activation", ["batch_topk", "topk"])
 def test_training_takes_little_more_than_weights_gradients_states_and_a_batch(activation):
     program = MEMORY.replace("{activation!r}", repr(activation))
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout) <= 1.2
-    print(ended.stdout)
+    # Less than the weights, gradients and Adam's two states would mean that the peak was not seen.
+    assert 0.4 < float(ended.stdout) <= 1.2
