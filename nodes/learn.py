@@ -30,7 +30,7 @@ TRUSTED = 0.8
 class LearnConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        prompts = {"multiline": True, "default": "", "optional": True}
+        prompts = {"multiline": True, "default": ""}
         return schema(
             node_id="SAeUronLearnConcept",
             display_name="Learn Concept",
@@ -46,7 +46,6 @@ class LearnConcept(io.ComfyNode):
                 io.String.Input(
                     "kind",
                     default="",
-                    optional=True,
                     placeholder="style",
                     tooltip="`object` for a thing, `style` for a look. It decides which prompts are made for you.",
                 ),
@@ -110,12 +109,12 @@ class LearnConcept(io.ComfyNode):
         clip,
         sae: LoadedSae,
         name: str,
-        kind: str = "",
-        shows: str = "",
-        lacks: str = "",
-        steps: int = 20,
-        cfg: float = 7.0,
-        seed: int = 0,
+        kind: str,
+        shows: str,
+        lacks: str,
+        steps: int,
+        cfg: float,
+        seed: int,
         latent: dict | None = None,
         images: torch.Tensor | None = None,
         other_images: torch.Tensor | None = None,
