@@ -53,7 +53,7 @@ class LearnConcept(io.ComfyNode):
                     "shows",
                     placeholder="Prompts that show it, one a line. Empty: made for you.",
                     tooltip="Prompts that show the concept, one a line; better 12 than 5. Empty: made from the name. "
-                    "Where `images` are given: what stands in them, a line each, or one for all.",
+                    "With `images`: what stands in them, a line each or one for all, else the name.",
                     **prompts,
                 ),
                 io.String.Input(
@@ -171,7 +171,7 @@ class Artist:
         self.looks = self.watched.spread_sigmas(LOOKS)
         self.timesteps = self.watched.timesteps(self.looks)
         captions = [line for line in shows if line.strip()]
-        own = self._named(images, captions)
+        own = self._named(images, captions or [name])  # the word itself, so that the noisiest maps show it too
         if others is not None:
             rest = self._named(others, [line for line in lacks if line.strip()])
         else:

@@ -64,12 +64,12 @@ def test_neon_is_learnt_and_gone_and_the_heart_stays(server, learnt, load):
 
 
 @pytest.mark.parametrize("style", ["candy", "blueprint"])
-def test_a_bystander_shows_what_it_showed(server, learnt, load, style):
-    """From a dozen prompts it is told well enough for that, though not for every pixel to stay."""
+def test_a_bystanders_picture_is_unchanged(server, learnt, load, style):
     workflow = load("learn")
     workflow[find(workflow, "Prompt")]["inputs"]["text"] = f"An image of heart in {style} style."
     before, after = drawn(server, workflow, "Before", "After")
-    assert judged(after) == judged(before) and judged(after)["style"].count(style) >= 3
+    assert judged(before)["style"].count(style) >= 3
+    assert numpy.array_equal(before, after)
 
 
 def test_what_is_learnt_is_never_drawn_again(server, learnt, load):
