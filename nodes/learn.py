@@ -12,10 +12,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..saeuron import ConceptTable, SaeuronError
-from ..saeuron.checkpoints import Bundle
-from ..saeuron.compact_table import CompactTable
-from ..saeuron.learning import FEWEST, Learner, Lesson
+from ..saeuron import SaeuronError
+from ..saeuron.learning import FEWEST, Learner, Lesson, with_learnt
 from .host import files, workflow
 from .host.identity import identity, surroundings, text_identity
 from .host.observation import Seen, Watched, downscale, fitted, latent_size
@@ -261,18 +259,9 @@ def know(sae: LoadedSae, learner: Learner) -> tuple[LoadedSae, list[str]]:
 
     These are those of a file of the old version: its tables say too little to stand beside what is learnt.
     """
-    learnt, old = _compact(learner.table(), sae), sae.bundle.table
+    old = sae.bundle.table
     left_out = [] if old is None or old.has_contrasts else [c for c in old.concepts if c != learner.lesson.name]
-    table = learnt if old is None or left_out else _compact(old, sae).merged(learnt)
-    settings = {c: one for c, one in sae.bundle.settings.items() if c in table.concepts and c not in learnt.concepts}
-    bundle = Bundle(sae.sae, table, settings, sae.bundle.card, sae.bundle.licence)
-    return replace(sae, bundle=bundle), left_out
-
-
-def _compact(table: ConceptTable, sae: LoadedSae) -> CompactTable:
-    if isinstance(table, CompactTable):
-        return table
-    return CompactTable.of(table, sae.sae.config.get("assignment"), table.contrasts(sae.sae))
+    return replace(sae, bundle=with_learnt(sae.bundle, learner)), left_out
 
 
 def describe(learner: Learner, calls: int, left_out: list[str]) -> str:
