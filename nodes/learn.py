@@ -12,10 +12,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..saeuron import ConceptTable, SaeuronError
-from ..saeuron.checkpoints import Bundle
-from ..saeuron.compact_table import CompactTable
-from ..saeuron.learning import FEWEST, Learner, Lesson
+from ..saeuron import SaeuronError
+from ..saeuron.learning import FEWEST, Learner, Lesson, with_learnt
 from .host import files, workflow
 from .host.identity import identity, surroundings, text_identity
 from .host.observation import Seen, Watched, downscale, fitted, latent_size
@@ -30,7 +28,7 @@ TRUSTED = 0.8
 class LearnConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        prompts = {"multiline": True, "default": "", "optional": True}
+        prompts = {"multiline": True, "default": ""}
         return schema(
             node_id="SAeUronLearnConcept",
             display_name="Learn Concept",
@@ -46,7 +44,6 @@ class LearnConcept(io.ComfyNode):
                 io.String.Input(
                     "kind",
                     default="",
-                    optional=True,
                     placeholder="style",
                     tooltip="`object` for a thing, `style` for a look. It decides which prompts are made for you.",
                 ),
@@ -54,7 +51,7 @@ class LearnConcept(io.ComfyNode):
                     "shows",
                     placeholder="Prompts that show it, one a line. Empty: made for you.",
                     tooltip="Prompts that show the concept, one a line; better 12 than 5. Empty: made from the name. "
-                    "Where `images` are given: what stands in them, a line each, or one for all.",
+                    "With `images`: what stands in them, a line each or one for all, else the name.",
                     **prompts,
                 ),
                 io.String.Input(
@@ -110,12 +107,12 @@ class LearnConcept(io.ComfyNode):
         clip,
         sae: LoadedSae,
         name: str,
-        kind: str = "",
-        shows: str = "",
-        lacks: str = "",
-        steps: int = 20,
-        cfg: float = 7.0,
-        seed: int = 0,
+        kind: str,
+        shows: str,
+        lacks: str,
+        steps: int,
+        cfg: float,
+        seed: int,
         latent: dict | None = None,
         images: torch.Tensor | None = None,
         other_images: torch.Tensor | None = None,
@@ -172,7 +169,7 @@ class Artist:
         self.looks = self.watched.spread_sigmas(LOOKS)
         self.timesteps = self.watched.timesteps(self.looks)
         captions = [line for line in shows if line.strip()]
-        own = self._named(images, captions)
+        own = self._named(images, captions or [name])  # the word itself, so that the noisiest maps show it too
         if others is not None:
             rest = self._named(others, [line for line in lacks if line.strip()])
         else:
@@ -262,18 +259,9 @@ def know(sae: LoadedSae, learner: Learner) -> tuple[LoadedSae, list[str]]:
 
     These are those of a file of the old version: its tables say too little to stand beside what is learnt.
     """
-    learnt, old = _compact(learner.table(), sae), sae.bundle.table
+    old = sae.bundle.table
     left_out = [] if old is None or old.has_contrasts else [c for c in old.concepts if c != learner.lesson.name]
-    table = learnt if old is None or left_out else _compact(old, sae).merged(learnt)
-    settings = {c: one for c, one in sae.bundle.settings.items() if c in table.concepts and c not in learnt.concepts}
-    bundle = Bundle(sae.sae, table, settings, sae.bundle.card, sae.bundle.licence)
-    return replace(sae, bundle=bundle), left_out
-
-
-def _compact(table: ConceptTable, sae: LoadedSae) -> CompactTable:
-    if isinstance(table, CompactTable):
-        return table
-    return CompactTable.of(table, sae.sae.config.get("assignment"), table.contrasts(sae.sae))
+    return replace(sae, bundle=with_learnt(sae.bundle, learner)), left_out
 
 
 def describe(learner: Learner, calls: int, left_out: list[str]) -> str:

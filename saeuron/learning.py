@@ -7,14 +7,16 @@ is finished is kept in a file, so that nothing is drawn twice.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from .autoencoder import SparseAutoencoder
+from .checkpoints import Bundle
+from .compact_table import CompactTable
 from .concept_statistics import ConceptStatistics
-from .concept_table import WholeTable
+from .concept_table import ConceptTable, WholeTable
 from .contrasts import Contrasts
 from .errors import SaeuronError
 from .files import read_tensors, write_tensors
@@ -172,3 +174,21 @@ class Learner:
             return
         self.done, self.middles = tensors["done"], tensors["middles"]
         self.statistics.restore({name: tensor for name, tensor in tensors.items() if name not in ("done", "middles")})
+
+
+def with_learnt(bundle: Bundle, learner: Learner) -> Bundle:
+    """``bundle`` with what was learnt, which wins over what was known of a concept of that name.
+
+    A table that holds means alone gives way to it: beside it nothing could be told apart. Settings of concepts that are
+    no longer known, or are newly learnt, go; licence and card stay.
+    """
+    sae, assigned = bundle.sae, bundle.sae.config.get("assignment")
+
+    def compact(table: ConceptTable) -> CompactTable:
+        return table if isinstance(table, CompactTable) else CompactTable.of(table, assigned, table.contrasts(sae))
+
+    new, old = learner.table(), bundle.table
+    new = CompactTable.of(new, None, new.contrasts(sae))
+    table = compact(old).merged(new) if old is not None and old.has_contrasts else new
+    kept = {name: own for name, own in bundle.settings.items() if name in table.concepts and name not in new.concepts}
+    return replace(bundle, table=table, settings=kept)

@@ -22,6 +22,7 @@ def identity(model: ModelPatcher) -> str:
 
 def text_identity(clip: comfy.sd.CLIP) -> str:
     """The same of a text encoder, and at which layer it is left."""
+    # A projection that a checkpoint does not bring is whatever the memory held, and is not used.
     return f"{_hashes(clip.patcher, clip.cond_stage_model, '')} layer {clip.layer_idx}"
 
 
@@ -34,9 +35,9 @@ def surroundings(model: ModelPatcher) -> str:
 
 
 def _hashes(patcher: ModelPatcher, root: torch.nn.Module, prefix: str) -> str:
-    names = sorted(root.named_parameters(), key=lambda named: named[0])
+    names = sorted(name for name, _ in root.named_parameters() if "text_projection" not in name)
     # What is loaded may carry patches already; ComfyUI keeps the weights as they were in `backup`.
-    own = [(name, _original(patcher, prefix + name, weight)) for name, weight in names]
+    own = [(name, _original(patcher, prefix + name, root.get_parameter(name))) for name in names]
     patches = [(key, [(p[0], p[2], p[1]) for p in patcher.patches[key]]) for key in sorted(patcher.patches)]
     return f"{_digest(own)} patched {_digest(patches)}" if patches else _digest(own)
 

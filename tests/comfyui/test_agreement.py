@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saeuron import build_edits, load_sae
+from saeuron import build_edits, choose_settings, load_sae
 from saeuron.checkpoints import load_bundle
 from training.diffusion.hook import editing, hooked
 from training.diffusion.load import load_model
@@ -35,7 +35,8 @@ def comfyui_results(comfyui, tmp_path_factory):
 @pytest.fixture(scope="module")
 def edit():
     bundle = load_bundle(SAE)
-    return build_edits(bundle.sae, bundle.table, {"neon": bundle.settings["neon"]})[0]
+    settings = choose_settings(bundle.sae, bundle.table, ["neon"], bundle.settings)
+    return build_edits(bundle.sae, bundle.table, settings)[0]
 
 
 @pytest.mark.parametrize("name", ["plain", "edited"])

@@ -64,13 +64,12 @@ def test_neon_is_learnt_and_gone_and_the_heart_stays(server, learnt, load):
 
 
 @pytest.mark.parametrize("style", ["candy", "blueprint"])
-def test_a_bystander_is_left_alone(server, learnt, load, style):
+def test_a_bystanders_picture_is_unchanged(server, learnt, load, style):
     workflow = load("learn")
     workflow[find(workflow, "Prompt")]["inputs"]["text"] = f"An image of heart in {style} style."
     before, after = drawn(server, workflow, "Before", "After")
-    assert judged(after) == judged(before) and judged(after)["style"].count(style) >= 3
-    # Four in 255 on average: what the eye tells from rounding only in a flicker between the two.
-    assert numpy.abs(before.astype(float) - after).mean() < 4
+    assert judged(before)["style"].count(style) >= 3
+    assert numpy.array_equal(before, after)
 
 
 def test_what_is_learnt_is_never_drawn_again(server, learnt, load):
@@ -103,7 +102,8 @@ def test_what_is_saved_is_what_was_learnt(server, learnt, load):
     for node in (selector, find(workflow, "SAeUronAblatePatch")):
         workflow[node]["inputs"]["sae"] = [loader, 0]
     (loaded,) = drawn(server, only(workflow, "After"), "After")
-    assert numpy.array_equal(loaded, wanted)
+    # The same numbers, which lie elsewhere in memory: sums may be vectorised in other parts, and round otherwise.
+    assert numpy.abs(loaded.astype(int) - wanted).max() <= 1
 
     inputs["card"] = "Neon, again."
     assert "is there already" in refusal(server, only(saving, "Save"), "save")

@@ -18,7 +18,7 @@ from ..diffusion.hook import Edit
 from ..diffusion.sampling import Sampling
 from ..evaluation.sweep import grid
 from ..sae.commands import Record, Train
-from ..sae.learn import learn
+from ..sae.learn import begin_prompts, learn
 from ..sae.record import record
 from ..sae.score import scored
 from ..sae.train import train
@@ -119,9 +119,9 @@ class Lab:
         picker = random.Random(f"{self.seed} {concept}")
         texts = [picker.sample(own, min(n, len(own))) for own, n in zip(sorts, (count, max(count, 24)), strict=True)]
         path = self.work / "learnt" / block / name / f"{concept}-{count}.safetensors"
-        learner = learn(
-            self.pipeline, sae, Lesson.of(concept, kind, *texts), Sampling(self.steps, bf16=True), self.seed + 2, path
-        )
+        lesson, sampling, seed = Lesson.of(concept, kind, *texts), Sampling(self.steps, bf16=True), self.seed + 2
+        learner = begin_prompts(self.pipeline, sae, lesson, sampling, seed, path)
+        learn(learner, self.pipeline, sampling, seed)
         return Bundle(sae, learner.table())
 
     def _make(self, name: str, block: str) -> Bundle:

@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 
 from saeuron import SaeuronError, SparseAutoencoder
-from saeuron.checkpoints import Bundle, save_bundle
-from saeuron.compact_table import CompactTable
-from saeuron.concept_table import ConceptTable
+from saeuron.checkpoints import save_bundle
 from saeuron.hookpoints import whole_timestep
-from saeuron.learning import Learner, Lesson
+from saeuron.learning import Learner, Lesson, with_learnt
 
 from ..common.bundles import open_bundle
 from ..common.progress import console, track
@@ -45,17 +43,20 @@ def run(config: Learn) -> None:
         read = {"sae": bundle.sae.fingerprint, "model": model, "lesson": _digest(lesson)}
         pieces, free = [config.output.name, path.name], ["shows", "lacks", "images", "other_images"]
         claim(config, config.output.parent, free=free, pieces=pieces, name=f"{config.output.stem}.config.json", **read)
-    begin = begin_pictures if pictures else begin_prompts
-    waiting = begin(pipeline, bundle.sae, lesson, sampling, config.seed, path, model).waiting
+    if pictures:
+        made_with = ["noised", [sampling.height, sampling.width, sampling.bf16], config.seed, model]
+        learner = Learner(bundle.sae, lesson, TIMESTEPS, made_with, path)
+    else:
+        learner = begin_prompts(pipeline, bundle.sae, lesson, sampling, config.seed, path, model)
     if config.dry_run:
-        plan(pipeline, sampling, len(waiting), 4 * bundle.sae.n_latents * sampling.steps * 5).tell(config)
+        plan(pipeline, sampling, len(learner.waiting), 4 * bundle.sae.n_latents * sampling.steps * 5).tell(config)
         return
     what = "noised and looked at" if pictures else f"drawn in {sampling.steps} steps each"
-    _say(f"{len(waiting)} of {len(lesson.prompts)} pictures will be {what}; the others are finished")
+    _say(f"{len(learner.waiting)} of {len(lesson.prompts)} pictures will be {what}; the others are finished")
     if pictures:
-        learner = learn_pictures(pipeline, bundle.sae, lesson, pictures, sampling, config.seed, path, model)
+        learn_pictures(learner, pipeline, pictures, sampling, config.seed)
     else:
-        learner = learn(pipeline, bundle.sae, lesson, sampling, config.seed, path, model)
+        learn(learner, pipeline, sampling, config.seed)
     trust = learner.trust()
     if bundle.table is not None and not bundle.table.has_contrasts:
         _say(f"the table of {config.sae} holds means alone, so the bundle knows {lesson.name} in place of its concepts")
@@ -104,7 +105,7 @@ def begin_prompts(
     path: Path | None = None,
     identity: object = None,
 ) -> Learner:
-    """A learner of prompts that are drawn, with what ``path`` holds of it."""
+    """A learner of prompts that are drawn; ``path`` keeps finished ones, ``identity`` says of which model they are."""
     pipeline.scheduler.set_timesteps(sampling.steps)
     timesteps = [whole_timestep(t) for t in pipeline.scheduler.timesteps]
     sampler = type(pipeline.scheduler).__name__  # the config names it only where it came from a file
@@ -112,20 +113,9 @@ def begin_prompts(
     return Learner(sae, lesson, timesteps, made_with, path)
 
 
-def learn(
-    pipeline: Pipeline,
-    sae: SparseAutoencoder,
-    lesson: Lesson,
-    sampling: Sampling,
-    seed: int,
-    path: Path | None = None,
-    identity: object = None,
-) -> Learner:
-    """Draw what is not drawn yet of ``lesson``, a picture a prompt, and return the learner that has seen it all.
-
-    ``path`` is where finished prompts are kept; ``identity`` says of which model they are.
-    """
-    learner = begin_prompts(pipeline, sae, lesson, sampling, seed, path, identity)
+def learn(learner: Learner, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
+    """Draw what ``learner`` still waits for, a picture a prompt, as it was begun by `begin_prompts`."""
+    lesson, hookpoint = learner.lesson, learner.sae.hookpoint
     waiting, every = set(learner.waiting), range(len(lesson.prompts))
     # A batch is always of the same prompts: what a picture is, to the last bit, depends on those beside it.
     batches = [every[start : start + sampling.batch] for start in every[:: sampling.batch]]
@@ -138,7 +128,7 @@ def learn(
             return tokens
 
         prompts = [lesson.prompts[number][0] for number in numbers]
-        generate(pipeline, prompts, [seed * 1_000_003 + n for n in numbers], sampling, {sae.hookpoint: tap})
+        generate(pipeline, prompts, [seed * 1_000_003 + n for n in numbers], sampling, {hookpoint: tap})
         for place, number in enumerate(numbers):
             own = {
                 t: (tokens[place : place + 1], None if unguided is None else unguided[place : place + 1])
@@ -146,58 +136,15 @@ def learn(
             }
             if number in waiting:
                 learner.observe(number, own)
-    return learner
 
 
-def begin_pictures(
-    pipeline: Pipeline,
-    sae: SparseAutoencoder,
-    lesson: Lesson,
-    sampling: Sampling,
-    seed: int,
-    path: Path | None = None,
-    identity: object = None,
-) -> Learner:
-    """A learner of pictures that are noised, with what ``path`` holds of it."""
-    size = [sampling.height, sampling.width, sampling.bf16]
-    return Learner(sae, lesson, TIMESTEPS, ["noised", size, seed, identity], path)
-
-
-def learn_pictures(
-    pipeline: Pipeline,
-    sae: SparseAutoencoder,
-    lesson: Lesson,
-    pictures: list[Path],
-    sampling: Sampling,
-    seed: int,
-    path: Path | None = None,
-    identity: object = None,
-) -> Learner:
+def learn_pictures(learner: Learner, pipeline: Pipeline, pictures: list[Path], sampling: Sampling, seed: int) -> None:
     """As `learn`, from ``pictures`` in the order of the lesson's prompts, which are only their names.
 
     Those that show the word are looked at with the word as prompt, the others with none.
     """
-    learner = begin_pictures(pipeline, sae, lesson, sampling, seed, path, identity)
+    lesson = learner.lesson
     for number in track(learner.waiting, f"learning {lesson.name}"):
         text = lesson.name if lesson.prompts[number][1] else ""
-        own = look(pipeline, pictures[number], text, seed * 1_000_003 + number, sampling, sae.hookpoint)
+        own = look(pipeline, pictures[number], text, seed * 1_000_003 + number, sampling, learner.sae.hookpoint)
         learner.observe(number, own)
-    return learner
-
-
-def with_learnt(bundle: Bundle, learner: Learner) -> Bundle:
-    """``bundle`` with what was learnt, which wins over what was known of a concept of that name.
-
-    A table that holds means alone gives way to it: beside it nothing could be told apart. Settings of concepts that are
-    no longer known, or are newly learnt, go; licence and card stay.
-    """
-    sae, assigned = bundle.sae, bundle.sae.config.get("assignment")
-
-    def compact(table: ConceptTable) -> CompactTable:
-        return table if isinstance(table, CompactTable) else CompactTable.of(table, assigned, table.contrasts(sae))
-
-    new, old = learner.table(), bundle.table
-    new = CompactTable.of(new, None, new.contrasts(sae))
-    table = compact(old).merged(new) if old is not None and old.has_contrasts else new
-    kept = {name: own for name, own in bundle.settings.items() if name in table.concepts and name not in new.concepts}
-    return replace(bundle, table=table, settings=kept)

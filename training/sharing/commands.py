@@ -25,7 +25,7 @@ class Convert(Kept, Reads, Shared):
     base_model: str | None = None
     """Model the SAE was trained on; default what its files say."""
     kind: str | None = None
-    """Kind of a pickled table's concepts: object or style; default what its file name says."""
+    """Kind of a pickled table's concepts: object, style or a word of your own; default what its file name says."""
     timesteps: tuple[int, ...] = ()
     """Timesteps of a pickled table, first drawn first; default DDIM's of as many steps: 991 981 … 1 for 100."""
 

@@ -23,7 +23,6 @@ from ..common.results import tell
 from .commands import Convert
 from .pickles import read_pickle
 
-KINDS = ("object", "style")
 PICKLES = (".pkl", ".pickle", ".pth")
 
 
@@ -86,8 +85,6 @@ def read_pickled_table(
     SaeuronError where the file is anything else or does not fit.
     """
     kind = kind or _kind(path)
-    if kind not in KINDS:
-        raise SaeuronError(f"--kind {kind!r} is unknown; it is one of {', '.join(KINDS)}")
 
     def add_up(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
         if tensor.dim() != 3 or tensor.shape[2] != sae.n_latents:
@@ -146,4 +143,6 @@ def _kind(path: Path) -> str:
     for start, kind in (("cls_", "object"), ("style_", "style")):
         if path.name.startswith(start):
             return kind
-    raise SaeuronError(f"{path.name} does not say whether its concepts are objects or styles: give --kind")
+    raise SaeuronError(
+        f"{path.name} does not say what its concepts are: give --kind object, style or a word of your own"
+    )

@@ -95,7 +95,7 @@ def test_without_numbers_a_concept_is_removed_as_on_the_command_line(pack, sae):
 def test_what_was_understood_is_told(pack, sae):
     shown = pack("concepts").ConceptSelector.execute(sae, "neon style: 0.5; star: 4 × -8", 0, 0.0).ui.as_dict()["text"]
     lines = shown[0].splitlines()
-    assert lines == ["neon (style): shift, 64 latents, strength -1", "star (object): shift, 4 latents, strength -8"]
+    assert lines == ["neon (style): redirect, strength -1", "star (object): ablate, 4 latents, strength -8"]
 
 
 def test_an_unknown_concept_names_the_nearest(pack, sae):

@@ -12,6 +12,8 @@ import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 
 SECOND = torch.device("cpu", 0)
+ROUNDING = 1e-4
+"""Of values around 1: a matrix product sums in an order that depends on where its factors lie in memory."""
 
 multigpu = pytest.mark.skipif(
     not hasattr(comfy.model_patcher.ModelPatcher, "deepclone_multigpu"), reason="this ComfyUI knows no second device"
@@ -27,7 +29,7 @@ def own_saes(pack, model):
 
 @pytest.fixture
 def used(pack, monkeypatch):
-    """The SAEs that edits really used, by identity."""
+    """The SAEs that encoded something, by identity."""
     autoencoder, seen = pack("saeuron.autoencoder", ""), []
     encode = autoencoder.SparseAutoencoder.pre_activations
 
@@ -64,11 +66,12 @@ def test_a_clone_for_another_device_edits_alike_with_an_sae_of_its_own(pack, tin
     assert own is not sae.sae and own.fingerprint == sae.sae.fingerprint
     assert clone.model is not patched.model
     assert [patcher.load_device for patcher in clone.get_additional_models()] == [SECOND]
-    assert torch.equal(sample(clone), wanted)
-    assert used == [own]
+    encodes = mode != "tuned"  # this SAE's concepts are redirected, which takes no encode
+    assert (sample(clone) - wanted).abs().max() < ROUNDING
+    assert used == ([own] if encodes else [])
     used.clear()
     assert torch.equal(sample(patched), wanted)
-    assert used == [sae.sae]
+    assert used == ([sae.sae] if encodes else [])
 
 
 @multigpu
@@ -78,12 +81,12 @@ def test_prompts_shared_out_over_two_devices_are_edited_on_both(
 ):
     devices = [comfy.model_management.get_torch_device(), SECOND]
     monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: devices)
-    wanted = sample(neon(tinycanvas[0]), negative="An image of circle in neon style.")
+    wanted = sample(neon(tinycanvas[0], mode="ablate"), negative="An image of circle in neon style.")
     used.clear()
     if order == "patched before":
-        model = comfy.multigpu.create_multigpu_deepclones(neon(tinycanvas[0]), 2)
+        model = comfy.multigpu.create_multigpu_deepclones(neon(tinycanvas[0], mode="ablate"), 2)
     else:
-        model = neon(comfy.multigpu.create_multigpu_deepclones(tinycanvas[0], 2))
+        model = neon(comfy.multigpu.create_multigpu_deepclones(tinycanvas[0], 2), mode="ablate")
     found = sample(model, negative="An image of circle in neon style.")
     # One prompt a batch instead of two: matrix products round otherwise.
     assert (found - wanted).abs().max() < 1e-3
@@ -102,7 +105,10 @@ def test_a_probe_sees_the_same_on_another_device(pack, tinycanvas, sae, sample, 
     clone = model.deepclone_multigpu(new_load_device=SECOND)
     sample(clone)
     assert used == own_saes(pack, clone)
-    assert all(torch.equal(maps, wanted[name][t]) for name, seen in record.seen.items() for t, maps in seen.items())
+    differences = [
+        (maps - wanted[name][t]).abs().max() for name, seen in record.seen.items() for t, maps in seen.items()
+    ]
+    assert differences and max(differences) < ROUNDING
 
 
 @pytest.fixture

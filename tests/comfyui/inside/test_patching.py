@@ -166,12 +166,13 @@ def test_an_edit_of_one_side_differs_from_an_edit_of_both(tinycanvas, neon, samp
 
 
 def test_outside_its_window_an_edit_does_nothing(tinycanvas, neon, sample):
-    early = neon(tinycanvas[0], start_percent=0.0, end_percent=0.5)
-    late = neon(tinycanvas[0], start_percent=0.5, end_percent=1.0)
-    whole, nothing = sample(neon(tinycanvas[0])), sample(tinycanvas[0])
+    """Ablated, since that goes on to the end; redirected, the concept is gone by then and nothing is left to do."""
+    early = neon(tinycanvas[0], mode="ablate", start_percent=0.0, end_percent=0.5)
+    late = neon(tinycanvas[0], mode="ablate", start_percent=0.5, end_percent=1.0)
+    whole, nothing = sample(neon(tinycanvas[0], mode="ablate")), sample(tinycanvas[0])
     results = [sample(early), sample(late), whole, nothing]
     assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
-    both = sample(neon(neon(tinycanvas[0], end_percent=0.5), start_percent=0.5))
+    both = sample(neon(neon(tinycanvas[0], mode="ablate", end_percent=0.5), mode="ablate", start_percent=0.5))
     assert torch.equal(both, whole)
 
 
@@ -210,8 +211,8 @@ def test_a_window_of_the_sampling_is_one_of_timesteps(tinycanvas, pack, sae):
 
 def test_a_window_follows_the_sampling_that_a_later_node_sets(tinycanvas, neon, sample):
     """Zero terminal SNR moves every sigma, and so the timesteps at which a sampling is half done."""
-    half = neon(tinycanvas[0], end_percent=0.5)
-    models = (tinycanvas[0], half, neon(tinycanvas[0]))
+    half = neon(tinycanvas[0], mode="ablate", end_percent=0.5)
+    models = (tinycanvas[0], half, neon(tinycanvas[0], mode="ablate"))
     results = [sample(ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]) for model in models]
     assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
