@@ -474,9 +474,9 @@ def test_what_used_to_be_a_traceback_is_one_sentence(run, bench, line, complaint
 def test_an_interrupt_while_importing_is_told_like_any_other(tmp_path, module):
     program = (
         "import builtins, os, signal, sys\nreal = builtins.__import__\n"
-        "def slow(name, *rest):\n"
+        "def slow(name, *rest, **named):\n"
         f"    if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return real(name, *rest)\n"
+        "    return real(name, *rest, **named)\n"
         "builtins.__import__ = slow\nfrom training.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "record", "--output", str(tmp_path / "out")]
