@@ -181,7 +181,7 @@ def draw_maps(seen: dict[str, dict[int, torch.Tensor]], image: torch.Tensor, ran
             place = (0, image.shape[1], image.shape[0], 0)
             axis.imshow(image.cpu().numpy().clip(0, 1), extent=place)
             axis.imshow(values.numpy(), extent=place, cmap="inferno", alpha=0.6, vmin=0, vmax=top)
-            axis.set_title(f"{name}\nt {part[0]}–{part[-1]}", fontsize=9)
+            axis.set_title(f"{name}\nt {part[0]}–{part[-1]}", fontsize=9, parse_math=False)
             axis.axis("off")
     return _image(figure)
 
@@ -201,7 +201,7 @@ def draw_scores(table: ConceptTable, concept: str, count: int) -> torch.Tensor:
     figure, axes = _figure(1, 1, (6, 3.5))
     for latent in scores.mean(0).topk(min(count, scores.shape[1])).indices.tolist():
         axes[0][0].plot(table.timesteps.tolist(), scores[:, latent].tolist(), label=f"latent {latent}")
-    axes[0][0].set_title(concept)
+    axes[0][0].set_title(concept, parse_math=False)
     return _image(_labelled(figure, axes[0][0], "score"))
 
 
@@ -222,7 +222,8 @@ def _labelled(figure, axis, quantity: str):
     axis.set_xlabel("timestep")
     axis.set_ylabel(quantity)
     axis.invert_xaxis()
-    axis.legend(fontsize=8)
+    for text in axis.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)  # names are names, with whatever signs in them
     return figure
 
 

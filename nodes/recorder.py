@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
 from ..saeuron.files import read_json
+from ..saeuron.formats import ManifestDescription, check
 from ..saeuron.hookpoints import SITES, whole_timestep
 from ..saeuron.recording import Tokens, bytes_per_token
 from .host import workflow
@@ -89,7 +90,10 @@ class ActivationRecorder(io.ComfyNode):
 def output_folder(name: str) -> Path:
     """``name`` under ComfyUI's output folder; raises SaeuronError where it would lie elsewhere."""
     root = Path(folder_paths.get_output_directory()).resolve()
-    folder = (root / name).resolve()
+    try:
+        folder = (root / name).resolve()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        folder = root
     if root not in folder.parents:
         raise SaeuronError(f"`folder` is {name!r}: name a folder inside ComfyUI's output folder")
     return folder
@@ -163,7 +167,7 @@ class Recorder:
         manifest = self.folder / "manifest.json"
         if not manifest.exists():
             return
-        content = read_json(manifest)
+        content = check(read_json(manifest), ManifestDescription, manifest.name)
         before = content | content.get("settings", {})
         for name, value in own.items():
             if before.get(name) != value:

@@ -1,6 +1,5 @@
 """What SAE files say of their concepts, read from their headers: for questions that come before an SAE is loaded."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 
 from ...saeuron import ConceptTable, SaeuronError
 from ...saeuron.checkpoints import LAYOUTS
+from ...saeuron.files import parse_json
+from ...saeuron.formats import HeaderDescription, check
 from ...saeuron.learning import WITHOUT
 from . import files
 
@@ -53,12 +54,14 @@ def _read(stamp: tuple[str, int, int]) -> Header:
     path = Path(stamp[0])
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["saeuron"])
+            about = parse_json((file.metadata() or {})["saeuron"], path.name)
         table = about.get("table", about)  # a bundle's, or the file is one
+        if table:
+            check(table, HeaderDescription, path.name)
         return Header(dict(table["concepts"]) if table else {}, str(about["fingerprint"]))
     except (OSError, SafetensorError):
         raise SaeuronError(f"{path.name} is not a readable safetensors file: copy or download it again") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, SaeuronError):
         raise SaeuronError(
             f"{path.name} is neither an SAE nor a concept table of this pack: convert it with `training convert`"
         ) from None

@@ -128,7 +128,7 @@ def refusal_of(folder):
         ({"version": 99}, "99"),
         ({"k": 65}, "k is 65"),
         ({"k": "many"}, "many"),
-        ({"d_in": None}, "no usable value"),
+        ({"d_in": None}, "d_in is None"),
         ({"hookpoint": "unet.mid_block.attentions.0", "site": "input"}, "input"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_missing_tensor_is_refused_by_name(publish):
 
 def test_a_misshapen_tensor_is_refused_with_both_shapes(publish):
     message = refusal_of(publish(replace={"W_dec": torch.zeros(16, 64)}))
-    assert "sae.safetensors has W_dec of shape [16, 64] where cfg.json says [64, 16]" in message
+    assert "sae.safetensors has W_dec of shape [16, 64] where its config says [64, 16]" in message
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "sae.safetensors"])

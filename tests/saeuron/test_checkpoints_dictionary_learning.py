@@ -100,7 +100,7 @@ def test_a_submodule_named_like_a_hookpoint_is_one(publish, tmp_path):
         ({"activation_dim": "16"}, "config.json has no usable value for activation_dim"),
         ({"drop": ("b_dec",)}, "ae.pt lacks b_dec"),
         ({"drop": ("k",), "k": None}, "config.json has no usable value for k"),
-        ({"threshold": [1.0, 2.0]}, "ae.pt has threshold as something other than one number"),
+        ({"threshold": [1.0, 2.0]}, "ae.pt has threshold as something other than one finite number"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_file_and_field(publish, tmp_path, options, complaint):

@@ -49,14 +49,14 @@ def test_what_a_setting_leaves_out_is_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('{"neon": {}}', "has no `concepts`"),
-        ('{"concepts": ["neon"]}', "has no `concepts`"),
+        ('{"neon": {}}', "lacks concepts"),
+        ('{"concepts": ["neon"]}', "concepts is .'neon'."),
         (
             '{"concepts": {"neon": {"latent": 3}}}',
             "concept 'neon': 'latent' is no part of a setting; the nearest are latents",
         ),
         ('{"concepts": {"star": {}, "neon": {"latents": "many"}}}', "concept 'neon': .*'many'"),
-        ('{"concepts": {"neon": 3}}', "concept 'neon': "),
+        ('{"concepts": {"neon": 3}}', "concepts.neon is 3"),
         (
             '{"concepts": {"neon": {"edit": "erase"}}}',
             "concept 'neon': edit 'erase' is unknown; .* redirect, ablate",

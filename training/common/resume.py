@@ -11,6 +11,7 @@ from pathlib import Path
 
 from saeuron.errors import SaeuronError, check_same
 from saeuron.files import read_json, write_json
+from saeuron.formats import JournalDescription, check
 
 from .config import MADE_WITH, config_name, option_values
 from .processes import is_main, main_first, of_main
@@ -45,7 +46,7 @@ def claim(
         if found and not path.exists():
             raise SaeuronError(f"{path.parent} holds {found[0].name} already, which was made otherwise: {ADVICE}")
         if path.exists():
-            before, now = read_json(path), option_values(config)
+            before, now = check(read_json(path), JournalDescription, path), option_values(config)
             read = READ if made_with else set()
             told = {key: value for key, value in now.items() if key not in {*FREE, *read, *free}}
             check_same(path.parent, before, told, ADVICE)

@@ -15,13 +15,14 @@ from saeuron import (
     write_settings,
 )
 from saeuron.checkpoints import Bundle, load_bundle, load_sae, save_bundle
+from saeuron.checkpoints.pickled import read_pickle
 from saeuron.concept_table import WholeTable
+from saeuron.files import check_finite
 
 from ..common.bundles import place, tell_of, without_folder
 from ..common.config import save_config
 from ..common.results import tell
 from .commands import Convert
-from .pickles import read_pickle
 
 PICKLES = (".pkl", ".pickle", ".pth")
 
@@ -87,16 +88,20 @@ def read_pickled_table(
     kind = kind or _kind(path)
 
     def add_up(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-        if tensor.dim() != 3 or tensor.shape[2] != sae.n_latents:
+        if tensor.dim() != 3 or not len(tensor) or not tensor.is_floating_point() or tensor.shape[2] != sae.n_latents:
             raise SaeuronError(
                 f"{path} holds a tensor of shape {list(tensor.shape)} "
                 f"where [prompts, steps, {sae.n_latents}] is expected of this SAE"
             )
-        return tensor.sum(0, dtype=torch.float32), len(tensor)
+        total = tensor.sum(0, dtype=torch.float32)
+        check_finite({"a concept": total}, path)
+        return total, len(tensor)
 
     content = read_pickle(path, add_up)
     if not content or not all(isinstance(value, tuple) for value in content.values()):
         raise SaeuronError(f"{path} is not a concept table: it has to hold one tensor a concept")
+    if len({str(name) for name in content}) < len(content):
+        raise SaeuronError(f"{path} has two concepts of one name, as a number and as text")
     steps = {len(total) for total, _ in content.values()}
     if len(steps) > 1:
         raise SaeuronError(f"{path} holds concepts of {' and '.join(map(str, sorted(steps)))} steps")
@@ -122,7 +127,7 @@ def read_class_params(path: Path, n_latents: int) -> dict[str, Setting]:
         try:
             count = latents_of(float(values["percentile"]), n_latents)
             found[str(concept)] = Setting(count, float(values["multiplier"]), paper_exact=True)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise SaeuronError(f"{path}, concept {concept!r}: {error!r} is not a percentile and a multiplier") from None
     return found
 

@@ -29,12 +29,20 @@ async function fetchConcepts(node) {
   return concepts;
 }
 
+// Menus of older front ends take what is written for HTML, and a name may be anybody's.
+function escape(name) {
+  const entities = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+  return name.replace(/[&<>"']/g, (character) => entities[character]);
+}
+
 function add(node, name) {
   const text = widget(node, "concepts");
   const names = text.value.split(/[,;\n]/).map((entry) => entry.split(":")[0].replace(/[()]/g, "").trim().toLowerCase());
   if (names.includes(name.toLowerCase())) return;
   const before = text.value.trimEnd().replace(/[,;]$/, "");
-  text.value = before ? `${before}, ${name}` : name;
+  const written = /[,;:()"]/.test(name) ? `"${name}"` : name;
+  if (written !== name && text.value.includes(written)) return;
+  text.value = before ? `${before}, ${written}` : written;
   text.callback?.(text.value);
   node.graph.setDirtyCanvas(true, true);
 }
@@ -49,7 +57,7 @@ function below(node) {
 async function offer(node) {
   try {
     const entries = Object.entries(await fetchConcepts(node)).map(([name, kind]) => ({
-      content: kind ? `${name} (${kind})` : name,
+      content: escape(kind ? `${name} (${kind})` : name),
       callback: () => add(node, name),
     }));
     // "dark" menus get a box to filter by. It asks for a canvas that Nodes 2.0 may not have named yet, and comes after
