@@ -214,7 +214,10 @@ class _Step:
         gram[0, 1:] = gram[1:, 0] = together.diagonal()
         penalty = torch.full((count + 1,), RIDGE, dtype=torch.double)
         penalty[0] = 0
-        inverse = torch.linalg.inv(gram + penalty.diag())
+        try:
+            inverse = torch.linalg.inv(gram + penalty.diag())
+        except torch.linalg.LinAlgError:
+            raise SaeuronError("this concept table counts pictures as none can be: run `score` again") from None
         sums = torch.cat([more["all_tokens"][None, column], more["tokens"][:, column]]).double()
         act = inverse @ torch.cat([more["all_sums"][None, column], statistics.sums[:, column]]).double()
         W_enc, b_dec = sae.W_enc.detach().cpu(), sae.b_dec.detach().cpu()

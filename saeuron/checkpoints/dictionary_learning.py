@@ -30,7 +30,7 @@ def load(folder: Path) -> SparseAutoencoder:
     if not isinstance(config, dict):
         raise SaeuronError(f"{path} lacks trainer")
     dict_class = config.get("dict_class")
-    if dict_class not in CLASSES:
+    if not isinstance(dict_class, str) or dict_class not in CLASSES:
         raise SaeuronError(
             f"{path} has dict_class {dict_class!r}, which is not supported; "
             f"the nearest are {nearest(str(dict_class), CLASSES)}"

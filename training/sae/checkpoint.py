@@ -53,5 +53,7 @@ def restore(state: dict, model: TrainingAutoencoder, optimizer, schedule) -> int
         schedule.load_state_dict(state["schedule"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise SaeuronError(f"the checkpoint {NAME} is broken: delete it to start anew") from error
+    if type(state.get("step")) is not int:
+        raise SaeuronError(f"the checkpoint {NAME} is broken: delete it to start anew")
     console.print(f"continuing at step {state['step']}")
     return state["step"]

@@ -88,7 +88,7 @@ def read_pickled_table(
     kind = kind or _kind(path)
 
     def add_up(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-        if tensor.dim() != 3 or not len(tensor) or not tensor.is_floating_point() or tensor.shape[2] != sae.n_latents:
+        if tensor.dim() != 3 or not tensor.numel() or not tensor.is_floating_point() or tensor.shape[2] != sae.n_latents:
             raise SaeuronError(
                 f"{path} holds a tensor of shape {list(tensor.shape)} "
                 f"where [prompts, steps, {sae.n_latents}] is expected of this SAE"
@@ -116,7 +116,6 @@ def read_pickled_table(
     for row, (total, count) in enumerate(content.values()):
         statistics.sums[row] = total[order]
         statistics.counts[row] = count
-    statistics.squares = None  # a sum over the prompts is all that is kept of them
     return WholeTable(statistics)
 
 
