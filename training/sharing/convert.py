@@ -88,7 +88,8 @@ def read_pickled_table(
     kind = kind or _kind(path)
 
     def add_up(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-        if tensor.dim() != 3 or not tensor.numel() or not tensor.is_floating_point() or tensor.shape[2] != sae.n_latents:
+        fits = tensor.dim() == 3 and tensor.shape[2] == sae.n_latents
+        if not fits or not tensor.numel() or not tensor.is_floating_point():
             raise SaeuronError(
                 f"{path} holds a tensor of shape {list(tensor.shape)} "
                 f"where [prompts, steps, {sae.n_latents}] is expected of this SAE"
