@@ -6,6 +6,7 @@ A command's options are imported when it is called, and what it does when it run
 import importlib
 import os
 import sys
+from contextlib import nullcontext
 
 COMMANDS = {
     "record": ("sae", "Record"),
@@ -74,7 +75,14 @@ def _run(arguments: list[str]) -> None:
     import tyro
 
     command = options(name)
-    tyro.cli(command, prog=f"{_program()} {name}", args=rest, default=_from_file(command, rest)).run()
+    from .common.options import Long
+    from .common.processes import is_main
+    from .common.resume import held
+
+    given = tyro.cli(command, prog=f"{_program()} {name}", args=rest, default=_from_file(command, rest))
+    lasting = isinstance(given, Long) and not given.dry_run and is_main()
+    with held(given.output) if lasting else nullcontext():
+        given.run()
 
 
 def _from_file(command: type, arguments: list[str]) -> object:

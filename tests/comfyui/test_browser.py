@@ -190,6 +190,33 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
         screenshot(page, "result", renderer)
 
 
+def test_a_name_is_never_taken_for_html(open_page):
+    """Neither by this front end nor by older ones, whose menus take what is written for HTML."""
+    page = open_page(False)
+    load_workflow(page, "tinycanvas_unlearn")
+    name = "<img src=x onerror=window.harmed=1>, b"
+    page.route("**/saeuron/concepts?*", lambda route: route.fulfill(json={"concepts": {name: "style"}}))
+    page.evaluate("""() => {
+      const add = LiteGraph.ContextMenu.prototype.addItem;
+      LiteGraph.ContextMenu.prototype.addItem = function () {
+        const entry = add.apply(this, arguments);
+        entry.innerHTML = arguments[1].content;  // as before 1.36
+        return entry;
+      };
+      const node = app.graph.findNodesByType("SAeUronConceptSelector")[0];
+      node.widgets.find((widget) => widget.type === "button").callback();
+    }""")
+    entry = page.locator(".litecontextmenu .litemenu-entry").first
+    entry.wait_for()
+    assert entry.inner_text() == f"{name} (style)"
+    assert page.locator(".litecontextmenu img").count() == 0
+    entry.click()
+    assert not page.evaluate("() => window.harmed")
+    concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
+      .find((widget) => widget.name === "concepts").value"""
+    assert page.evaluate(concepts) == f'neon, "{name}"'
+
+
 def test_without_an_sae_the_button_says_what_to_do(open_page):
     page = open_page(True)
     load_workflow(page, "tinycanvas_unlearn")

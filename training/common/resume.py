@@ -5,8 +5,12 @@ with. Started again with the same options, a command makes the pieces that are m
 refused, and what is finished stays as it is, unless the user says ``--overwrite``.
 """
 
+import os
+import platform
 import shutil
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saeuron.errors import SaeuronError, check_same
@@ -54,6 +58,39 @@ def claim(
             made_with = _joined(before.get(MADE_WITH, {}), made_with)
         if is_main():
             write_json(path, option_values(config) | ({MADE_WITH: made_with} if made_with else {}))
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """In the block nobody else makes what lies at ``output``; raises SaeuronError that says who does.
+
+    The lock lies beside it, in ``.NAME.lock``, and ends with the process, however that ends. Where nothing can be
+    written there is none, since nobody can make anything there.
+    """
+    from filelock import FileLock, Timeout
+
+    output = Path(output).absolute()
+    made = [folder for folder in output.parents if not folder.exists()]
+    path = output.with_name(f".{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        path.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}", "utf-8")
+    except Timeout:
+        who = path.read_text("utf-8") if path.exists() else "another process"
+        raise SaeuronError(f"{output} is being made by {who}: wait for it, or choose another --output") from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)
+            lock.release()
+        for folder in made:  # which nothing was put into
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _joined(before: Mapping[str, object], now: Mapping[str, object]) -> dict:
