@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saeuron import Hookpoint, SaeuronError, load_sae, save_sae
+from saeuron import Hookpoint, SaeuronError, SparseAutoencoder, load_sae, save_sae
 
 # cfg.json as SAeUron's own code writes it, key for key.
 SAEURON = {
@@ -98,6 +98,18 @@ def test_saving_what_was_trained_on_or_converted_since_loading_gives_a_loadable_
         again = load_sae(tmp_path / "b")
         assert torch.equal(again.b_enc, sae.b_enc)
         assert again.fingerprint == sae.fingerprint != make_sae().fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_fingerprint_is_the_one_that_it_was_yesterday(tmp_path, dtype):
+    """Files name their SAE by it, so that no version may count it otherwise. Of the bytes that the file has."""
+    sae = SparseAutoencoder(2, 4, 1).requires_grad_(False)
+    for number, weight in enumerate((sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)):
+        weight.copy_(torch.arange(weight.numel()).view_as(weight) / 8 - number)
+    save_sae(sae, tmp_path)
+    assert load_sae(tmp_path, dtype).fingerprint == "92e0889295171f2f"
+    written = json.loads((tmp_path / "cfg.json").read_text("utf-8"))
+    assert (written["format"], written["version"]) == ("saeuron-sae", 1)
 
 
 def test_a_converted_sae_still_answers_to_its_file_s_tables(make_sae, tmp_path):

@@ -258,3 +258,14 @@ def test_what_the_user_says_wins_over_the_files(bundle, make_sae, make_table, tm
     make_table(make_sae(seed=9)).save(tmp_path / "foreign_table.safetensors")
     with pytest.raises(SaeuronError, match=r"foreign_table\.safetensors: the concept table was made with the SAE"):
         load_bundle(tmp_path / "a.safetensors", table=tmp_path / "foreign_table.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"), [("{", "not readable JSON"), ("[]", "a JSON list"), ('{"concepts": 3}', "concepts is 3")]
+)
+def test_settings_beside_an_sae_that_are_none_are_refused_by_name(make_sae, tmp_path, content, complaint):
+    save_sae(make_sae(), tmp_path)
+    (tmp_path / "settings.json").write_text(content, "utf-8")
+    with pytest.raises(SaeuronError, match=rf"settings\.json.*{complaint}"):
+        load_bundle(tmp_path)
+    assert load_sae(tmp_path).n_latents == 64, "which needs none"
