@@ -40,7 +40,7 @@ class Edit(Window):
 
     def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
         self.sae.check_width(tokens)
-        if not self.covers(timestep) or self.is_idle(timestep):
+        if not tokens.numel() or not self.covers(timestep) or self.is_idle(timestep):
             return tokens
         flat = tokens.reshape(-1, self.sae.d_in)
         edited = self.apply(flat, len(tokens), timestep, _weight(tokens, mask))
@@ -271,4 +271,6 @@ def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 def move(flat: torch.Tensor, rows: torch.Tensor, change: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """``flat`` ``[T, d_in]`` with ``change`` ``[R, m]`` × ``directions`` ``[m, d_in]`` added at ``rows`` ``[R]``."""
     moved = flat[rows].float() + change @ directions.float()
+    if flat.dtype == torch.float16:  # whose largest number is small, and an infinity would blacken the picture
+        moved = moved.clamp(torch.finfo(flat.dtype).min, torch.finfo(flat.dtype).max)
     return flat.index_copy(0, rows, moved.to(flat.dtype))

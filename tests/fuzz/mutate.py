@@ -139,7 +139,7 @@ class _Harm:
 def hostile_pickle(rng: random.Random) -> bytes:
     """A pickle that nobody writes by accident."""
     storage = b"\x80\x02}q\x00X\x01\x00\x00\x00acollections\nOrderedDict\n)R"
-    deep = rng.choice([20, 200, 100_000])
+    deep = rng.choice([20, 200, 5000])
     return rng.choice(
         [
             pickle.dumps({"a": _Harm()}, rng.randint(0, 5)),
@@ -154,7 +154,7 @@ def hostile_pickle(rng: random.Random) -> bytes:
             b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"}.",
             b"\x80\x04}q\x00(X\x01\x00\x00\x00ah\x00u.",
             b"\x80\x04]q\x00" + b"(h\x00h\x00e" * 40 + b".",
-            b"}" * rng.choice([10, 100_000]) + b".",
+            b"}" * rng.choice([10, 5000]) + b".",
             b"cos\nsystem\n(S'mkdir harm'\ntR.",
             b"(dp0\nI" + b"9" * 5000 + b"\nI1\ns.",
             b"\x80\x02}(K\x01K\x01X\x01\x00\x00\x001K\x02u.",
@@ -174,7 +174,7 @@ def spoilt_torch(content: bytes, rng: random.Random) -> bytes:
             parts[inner] = hostile_pickle(rng)
         case 1:
             name = rng.choice(list(parts))
-            parts[name] = rng.choice([b"", parts[name] * 2, parts[name][:-1], bytes(100_000)])
+            parts[name] = rng.choice([b"", parts[name] * 2, parts[name][:-1], bytes(20_000)])
         case 2:
             parts[inner] = _other_numbers(parts[inner], rng)
         case 3:
@@ -184,7 +184,7 @@ def spoilt_torch(content: bytes, rng: random.Random) -> bytes:
             parts[inner] = spoilt_bytes(parts[inner], rng)
     packed, sort = io.BytesIO(), rng.choice([zipfile.ZIP_STORED] * 4 + [zipfile.ZIP_DEFLATED])
     if sort == zipfile.ZIP_DEFLATED:
-        parts = {name: part if name.endswith(".pkl") else bytes(400_000) for name, part in parts.items()}
+        parts = {name: part if name.endswith(".pkl") else bytes(40_000) for name, part in parts.items()}
     with zipfile.ZipFile(packed, "w", sort) as archive:
         for name, part in parts.items():
             archive.writestr(name, part)

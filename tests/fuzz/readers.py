@@ -226,6 +226,7 @@ def examples(folder: Path) -> dict[str, tuple[dict[str, bytes], Callable[[Path],
         {"class_params.pth": saved(params)},
         own("class_params.pth", lambda path: read_class_params(path, N)),
     )
+    checkpoint.console.quiet = True
     trained = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(trained.parameters())
     trained(torch.ones(1, 3)).sum().backward()
