@@ -6,6 +6,7 @@ TensorBoard's are left out, which hold the time of day. The tally goes to stdout
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import random
@@ -37,9 +38,11 @@ def prepare(home: Path) -> dict[str, list[str]]:
     learn = ["learn", "neon", "--sae", str(ROOT / "tinycanvas" / "saes" / "tinycanvas.safetensors"), "--steps", "2"]
     learn += ["--shows", str(home / "shows.txt"), "--lacks", str(home / "lacks.txt"), "--batch", "1"]
     # Here and not in a fork: what it imports, every fork has then.
-    assert training([*record, "--output", str(home / "recording")]) == 0
+    with contextlib.redirect_stdout(sys.stderr):
+        assert training([*record, "--output", str(home / "recording")]) == 0
     importlib.import_module("training.sae.train")
-    assert training([*learn, "--output", str(home / "a.safetensors"), "--dry-run"]) == 0
+    with contextlib.redirect_stdout(sys.stderr):
+        assert training([*learn, "--output", str(home / "a.safetensors"), "--dry-run"]) == 0
     return {"record": record, "train": train, "learn": learn}
 
 

@@ -63,7 +63,7 @@ def work(pipe, seed: int, numbers: range, keep: str | None) -> None:
         files, read = dict(good[name][0]), good[name][1]
         for file in rng.sample(sorted(files), rng.choice([1, 1, 1, min(2, len(files))])):
             files[file] = spoilt(file, files[file], rng)
-        if rng.random() < 0.01:
+        if len(files) > 1 and rng.random() < 0.02:
             del files[rng.choice(sorted(files))]
         for folder in (home / "case", *([Path(keep)] if keep else [])):
             place(folder, files)
