@@ -31,7 +31,8 @@ class ConceptStatistics:
     - ``together`` ``[C, C, S]``: how many pictures show both of two concepts;
     - ``pictures`` ``[S]``, ``all_sums`` ``[S, n]``, ``all_tokens`` ``[S, d]``: the same of all pictures;
     - ``squares`` ``[S, n]``: squared pre-activations of the mean token, of all pictures, for the variance;
-    - ``unguided`` ``[S, d]`` and ``halves`` ``[S]``: mean tokens of the unconditional halves of guidance, and how many.
+    - ``apart`` ``[S, d]`` and ``halves`` ``[S]``: by how much the mean token of the unconditional half of guidance
+      differs from the other half's, added up over the pictures of which both are known, and how many those are.
 
     It is None where only map means were ever added: a file of version 1, or a published table.
     """
@@ -75,7 +76,7 @@ class ConceptStatistics:
     ) -> None:
         """Add pictures: the ``tokens`` ``[B, N, d_in]`` of their maps; ``concepts[b]`` are the names that one shows.
 
-        ``unguided`` ``[B, N, d_in]`` are the tokens of the unconditional half, where the model was guided.
+        ``unguided`` ``[B, N, d_in]`` are the same pictures' tokens in the unconditional half, where there is one.
         """
         if self.more is None and not bool(self.counts.any()):
             self._make_room(sae.d_in)
@@ -90,7 +91,7 @@ class ConceptStatistics:
             for name, values in (("all_sums", means), ("all_tokens", middle), ("squares", pre.square())):
                 more[name][column] += values.sum(0).cpu()
             if unguided is not None:
-                more["unguided"][column] += unguided.mean(1, dtype=torch.float32).sum(0).cpu()
+                more["apart"][column] += (unguided.mean(1, dtype=torch.float32) - middle).sum(0).cpu()
                 more["halves"][column] += len(unguided)
 
     def add(self, concepts: Sequence[Sequence[str]], timestep: float, means: torch.Tensor) -> None:
@@ -119,7 +120,7 @@ class ConceptStatistics:
         count, steps = self.counts.shape
         sizes = {"tokens": (count, steps, d_in), "together": (count, count, steps), "pictures": (steps,)}
         sizes |= {"all_sums": (steps, self.n_latents), "all_tokens": (steps, d_in), "squares": (steps, self.n_latents)}
-        return sizes | {"unguided": (steps, d_in), "halves": (steps,)}
+        return sizes | {"apart": (steps, d_in), "halves": (steps,)}
 
     def check_belongs(self, fingerprint: str) -> None:
         """Raise SaeuronError unless these were gathered with the SAE of this fingerprint."""
@@ -151,11 +152,15 @@ class ConceptStatistics:
         sizes = {"sums": tuple(self.sums.shape), "counts": tuple(self.counts.shape)}
         if "tokens" in tensors:
             sizes |= self._sizes(tensors["tokens"].shape[-1] if tensors["tokens"].dim() else 0)
-        for name, size in sizes.items():
-            check_floats(tensors[name], name)
-            if tensors[name].shape != size:
+        known = {name: "unguided" if name == "apart" and "unguided" in tensors else name for name in sizes}
+        for name, stored in known.items():
+            check_floats(tensors[stored], stored)
+            if tensors[stored].shape != sizes[name]:
                 raise SaeuronError("its tensors do not have the shape its description gives")
-        found = {name: tensors[name].float() for name in sizes}
+        found = {name: tensors[stored].float() for name, stored in known.items()}
+        if known.get("apart") == "unguided":  # as version 2 first had it: the halves themselves, of all pictures
+            usual = found["all_tokens"] / found["pictures"].clamp(min=1)[:, None]
+            found["apart"] -= found["halves"][:, None] * usual
         self.sums, self.counts = found.pop("sums"), found.pop("counts")
         self.more = found or None
 
