@@ -103,7 +103,7 @@ class PartDescription(TypedDict):
 
 class LessonDescription(TypedDict):
     format: Literal["saeuron-lesson"]
-    version: Literal[1]
+    version: Literal[2]
     identity: str
 
 
