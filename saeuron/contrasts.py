@@ -76,9 +76,12 @@ class Contrasts:
             )
         kinds, found = list(statistics.concepts.values()), []
         for column in range(len(statistics.timesteps)):
-            step = _Step.solve(statistics, sae, column)
             own = None if residuals is None else residuals[:, column].float() @ sae.W_enc.detach().float().cpu().T
-            found.append((*step.detectors(kinds, own), *step.changes(kinds), step.distances()))
+            try:
+                step = _Step.solve(statistics, sae, column)
+                found.append((*step.detectors(kinds, own), *step.changes(kinds), step.distances()))
+            except torch.linalg.LinAlgError:
+                raise SaeuronError("this concept table's sums are of no pictures: run `score` again") from None
         latents, weights, usual, changed, effects, distances = (
             torch.stack(parts) for parts in zip(*found, strict=True)
         )
@@ -214,10 +217,7 @@ class _Step:
         gram[0, 1:] = gram[1:, 0] = together.diagonal()
         penalty = torch.full((count + 1,), RIDGE, dtype=torch.double)
         penalty[0] = 0
-        try:
-            inverse = torch.linalg.inv(gram + penalty.diag())
-        except torch.linalg.LinAlgError:
-            raise SaeuronError("this concept table counts pictures as none can be: run `score` again") from None
+        inverse = torch.linalg.inv(gram + penalty.diag())
         sums = torch.cat([more["all_tokens"][None, column], more["tokens"][:, column]]).double()
         act = inverse @ torch.cat([more["all_sums"][None, column], statistics.sums[:, column]]).double()
         W_enc, b_dec = sae.W_enc.detach().cpu(), sae.b_dec.detach().cpu()

@@ -1,4 +1,4 @@
-"""A few of the trials of ``python -m tests.kills``: whatever the moment, what was killed is finished to the same files."""
+"""A few trials of ``python -m tests.kills``: whatever the moment, what was killed is finished to the same files."""
 
 import subprocess
 import sys

@@ -44,7 +44,8 @@ def tensors_of(
     are stored names that encoding and decoding do not need. Raises SaeuronError where a tensor is missing, unknown, of
     another shape than the config says, or holds anything but finite floating-point numbers.
     """
-    missing, unknown = sorted(set(names) - set(stored)), sorted(set(stored) - set(names) - set(ignore))
+    missing = sorted(set(names) - set(stored))
+    unknown = sorted(set(stored) - set(names) - set(ignore), key=str)
     if missing:
         raise SaeuronError(f"{path} lacks {', '.join(missing)}")
     if unknown:

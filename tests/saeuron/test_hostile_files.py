@@ -17,9 +17,11 @@ from saeuron import ConceptTable, Recording, SaeuronError, Setting, load_sae, re
 from saeuron.checkpoints import Bundle, load_bundle, save_bundle
 from saeuron.checkpoints.pickled import read_pickle
 from saeuron.concept_table import WholeTable
+from saeuron.contrasts import RIDGE
 from saeuron.errors import LONGEST
 from saeuron.files import read_json, read_tensors, write_text
 from tests.fuzz.readers import make_sae, make_table
+from training.sharing.convert import read_pickled_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,3 +255,28 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     os.mkdir(tmp_path / "a.safetensors")
     refusal(read_tensors, tmp_path / "a.safetensors")
     refusal(read_pickle, tmp_path / "a.json")
+
+
+def test_statistics_that_are_of_no_pictures_are_told():
+    """With such counts the normal equations have no solution."""
+    sae = make_sae()
+    statistics = make_table(sae).statistics
+    statistics.more["pictures"] *= 0
+    statistics.more["together"][:] = -RIDGE * torch.eye(len(statistics.concepts))[:, :, None]
+    assert "of no pictures" in refusal(lambda table: table.contrasts(sae), WholeTable(statistics))
+
+
+def test_keys_of_two_kinds_are_told_apart_by_name(tmp_path):
+    torch.save({"ae": {1: torch.zeros(1), "x": torch.zeros(1)}}, tmp_path / "ae.pt")
+    trainer = {"dict_class": "AutoEncoderTopK", "activation_dim": 8, "dict_size": 24, "k": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}), "utf-8")
+    assert "ae.pt lacks b_dec" in refusal(load_sae, tmp_path)
+    sae, table = make_sae(), {1: torch.zeros(1, 2, 24), "1": torch.zeros(1, 2, 24)}
+    (tmp_path / "cls_a.pkl").write_bytes(pickle.dumps(table))
+    assert "two concepts of one name" in refusal(lambda path: read_pickled_table(path, sae), tmp_path / "cls_a.pkl")
+
+
+def test_a_table_whose_concepts_hold_no_tensor_is_refused(tmp_path):
+    (tmp_path / "cls_a.pkl").write_bytes(pickle.dumps({"a": (1,), "b": ()}))
+    said = refusal(lambda path: read_pickled_table(path, make_sae()), tmp_path / "cls_a.pkl")
+    assert "one tensor a concept" in said

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -77,6 +78,13 @@ def _settings(config: Convert, sae: SparseAutoencoder) -> dict[str, Setting]:
     return read_class_params(config.settings, sae.n_latents)
 
 
+class Summed(NamedTuple):
+    """The sum of a concept's tensor over its prompts ``[steps, n_latents]``, and how many they are."""
+
+    total: torch.Tensor
+    count: int
+
+
 def read_pickled_table(
     path: Path, sae: SparseAutoencoder, kind: str | None = None, timesteps: tuple[int, ...] = ()
 ) -> WholeTable:
@@ -87,7 +95,7 @@ def read_pickled_table(
     """
     kind = kind or _kind(path)
 
-    def add_up(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def add_up(tensor: torch.Tensor) -> Summed:
         fits = tensor.dim() == 3 and tensor.shape[2] == sae.n_latents
         if not fits or not tensor.numel() or not tensor.is_floating_point():
             raise SaeuronError(
@@ -96,10 +104,10 @@ def read_pickled_table(
             )
         total = tensor.sum(0, dtype=torch.float32)
         check_finite({"a concept": total}, path)
-        return total, len(tensor)
+        return Summed(total, len(tensor))
 
     content = read_pickle(path, add_up)
-    if not content or not all(isinstance(value, tuple) for value in content.values()):
+    if not content or not all(isinstance(value, Summed) for value in content.values()):
         raise SaeuronError(f"{path} is not a concept table: it has to hold one tensor a concept")
     if len({str(name) for name in content}) < len(content):
         raise SaeuronError(f"{path} has two concepts of one name, as a number and as text")
