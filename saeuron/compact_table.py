@@ -171,4 +171,4 @@ class CompactTable(ConceptTable):
         fitted = None
         if about.get("contrasts") is not None:
             fitted = Contrasts.unpack(tensors, about["contrasts"], names[0], timesteps, sae)
-        return cls(*names, about["kept"], float(about["scale"]), latents, values, fitted)
+        return cls(*names, about["kept"], float(about["scale"]), latents.int(), values, fitted)

@@ -13,7 +13,8 @@ from .errors import SaeuronError
 T = TypeVar("T")
 LAST = 1000
 """The largest timestep."""
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32)
+NUMBERS = (torch.uint16, torch.int32, torch.int64)
+"""What latents may be numbered in."""
 
 
 def _name(text: str) -> str:
@@ -161,7 +162,7 @@ def check(content: object, description: type[T], path: object) -> T:
 
 def check_timesteps(timesteps: torch.Tensor) -> None:
     """Raise SaeuronError unless a file's ``timesteps`` are some of 0…1000, each once."""
-    whole = timesteps.dim() == 1 and timesteps.dtype in WHOLE
+    whole = timesteps.dim() == 1 and timesteps.dtype == torch.int64
     if not whole or not 0 < len(timesteps) <= LAST + 1 or len(timesteps.unique()) < len(timesteps):
         raise SaeuronError(f"its timesteps are not some of the whole numbers 0 to {LAST}, each once")
     if not 0 <= int(timesteps.min()) <= int(timesteps.max()) <= LAST:
@@ -170,7 +171,7 @@ def check_timesteps(timesteps: torch.Tensor) -> None:
 
 def check_latents(latents: torch.Tensor, n_latents: int, what: str) -> None:
     """Raise SaeuronError where ``latents``, of the part of a file that is called ``what``, are not those of the SAE."""
-    if latents.dtype not in WHOLE:
+    if latents.dtype not in NUMBERS:
         raise SaeuronError(f"its {what} has latents as {latents.dtype}, which is not supported")
     if latents.numel() and not 0 <= int(latents.long().min()) <= int(latents.long().max()) < n_latents:
         raise SaeuronError(f"its {what} names latents that the SAE does not have")

@@ -69,7 +69,7 @@ def check_labelled(rows: Sequence[dict[str, str]], kinds: Sequence[str], source:
 def _parse(path: Path, number: int, line: str) -> dict[str, str]:
     if path.suffix != ".jsonl":
         return {"prompt": line.strip()}
-    row = parse_json(line, f"{path}, line {number},")
+    row = parse_json(line, f"{path}, line {number}: it")
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise SaeuronError(f'{path}, line {number}: needs an object with a "prompt" that is not empty')
     concepts = row.get("concepts", {key: value for key, value in row.items() if key != "prompt"})

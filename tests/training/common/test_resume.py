@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from saeuron import SaeuronError
+from training.__main__ import main
 from training.common.resume import claim, held, piece, remove
 from training.evaluation.commands import Nudity
 
@@ -97,7 +98,8 @@ def test_a_piece_is_made_once(tmp_path):
 HOLDER = """if True:
     import sys
     from pathlib import Path
-    from training.common.resume import held
+    from training.__main__ import main
+from training.common.resume import held
     with held(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
@@ -121,6 +123,14 @@ def test_two_processes_do_not_make_one_thing_and_the_second_hears_who_does(holde
         raise AssertionError
     with held(tmp_path / "a" / "other"):
         pass
+
+
+def test_a_command_holds_what_it_makes_and_a_dry_run_nothing(holder, tmp_path, capfd):
+    line = ["train", "--recording", str(tmp_path), "--output", str(tmp_path / "a" / "out")]
+    assert main(line) == 2
+    assert f"is being made by process {holder.pid}" in capfd.readouterr().err
+    assert main([*line, "--dry-run"]) == 2
+    assert "is not a recording" in capfd.readouterr().err
 
 
 def test_a_killed_process_holds_nothing(holder, tmp_path):
