@@ -6,13 +6,8 @@ latents already. How far is far enough follows from the rounding errors themselv
 tokens on which it is closer than that are worked out in full precision. So the answer is exact.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from .autoencoder import SparseAutoencoder
 
 FEW = 16
 """So few tokens are worked out in full at once: reading the weights is what they cost."""
@@ -22,11 +17,12 @@ BLOCK = 2048
 
 
 def compete(
-    sae: "SparseAutoencoder", tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor
+    sae: nn.Module, tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pre-activations ``[T, m]`` of ``latents`` ``[m]``, and where they are among the ``k`` largest of their token.
 
-    The latter holds where an activation exceeds ``floor`` ``[m]``; elsewhere it may be given as lost.
+    ``sae`` is a SparseAutoencoder. Who wins is told where an activation exceeds ``floor`` ``[m]``; elsewhere all may be
+    given as lost.
     """
     if len(tokens) <= FEW or not _rounds_cheaply(sae.W_enc) or sae.n_latents < 16 * sae.k:
         return _in_full(sae, tokens, latents)
@@ -43,7 +39,7 @@ def compete(
     return own, wins
 
 
-def _in_full(sae: "SparseAutoencoder", tokens: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _in_full(sae: nn.Module, tokens: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
     pre = sae.pre_activations(tokens)
     own = pre[:, latents]
     return own, own >= pre.detach().topk(sae.k, dim=1, sorted=False).values.amin(1, keepdim=True)
@@ -55,7 +51,7 @@ def _rounds_cheaply(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and native()
 
 
-def _roughly(sae: "SparseAutoencoder", tokens: torch.Tensor, best: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _roughly(sae: nn.Module, tokens: torch.Tensor, best: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``k``-th largest pre-activation of each token by rounded numbers, and by how much it may err, ``[T, 1]``.
 
     ``best`` ``[T]`` is the largest that is at stake. Where it is lost at once, the ``k``-th largest of an eighth of the
@@ -79,7 +75,7 @@ def _roughly(sae: "SparseAutoencoder", tokens: torch.Tensor, best: torch.Tensor)
     return weakest[:, None], (error + EPS * weakest.abs())[:, None]
 
 
-def _products(sae: "SparseAutoencoder", rounded: torch.Tensor, start: int, end: int):
+def _products(sae: nn.Module, rounded: torch.Tensor, start: int, end: int):
     for at in range(start, end, BLOCK):
         part = slice(at, min(at + BLOCK, end))
         yield nn.functional.linear(rounded, sae.W_enc[part].bfloat16(), sae.b_enc[part].bfloat16())
@@ -96,7 +92,7 @@ def _kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
     return values.topk(k, sorted=False).values.amin(1).float()
 
 
-def _rounding(sae: "SparseAutoencoder") -> tuple[float, float]:
+def _rounding(sae: nn.Module) -> tuple[float, float]:
     """The length of the encoder's longest row, and by how much the bfloat16 of a row is off at most."""
     if sae.rounding is None:
         parts = [(rows, rows - rows.bfloat16().float()) for rows in sae.W_enc.detach().split(BLOCK)]

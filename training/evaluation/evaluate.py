@@ -1,6 +1,7 @@
 """``evaluate``: how well concepts are gone and how well the others stay. Several processes draw a part each."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from saeuron import Setting
@@ -33,7 +34,9 @@ def evaluate(protocol: Protocol, bundle: Bundle, settings: Mapping[str, Setting]
     ``folder`` keeps what was found, a file a removal, and what is there is not drawn again.
     """
     removals = protocol.singles(bundle.table, settings)
-    base, *found = [protocol.rates(protocol.survey(own, bundle, folder)) for own in (Removal(), *removals)]
+    alike = cache(lambda: protocol.alike(removals, bundle))
+    surveys = [protocol.survey(own, bundle, folder, alike=alike) for own in (Removal(), *removals)]
+    base, *found = [protocol.rates(survey) for survey in surveys]
     values, intervals = _flat(base)
     targets = []
     for removal, rates in zip(removals, found, strict=True):

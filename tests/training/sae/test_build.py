@@ -39,7 +39,7 @@ def recipe(tmp_path, calls):
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
         named = {"prompts": str(prompts), "output": tmp_path / "saes" / "mine.safetensors", "steps": 2, "batch": 2}
-        named |= {"tokens_per_map": 8, "expansion": 2, "k": 4, "train_steps": 4, "train_batch": 16}
+        named |= {"tokens_per_map": 8, "stream": False, "expansion": 2, "k": 4, "train_steps": 4, "train_batch": 16}
         return Build(**(named | options))
 
     return make
