@@ -5,7 +5,7 @@
 An SAE of random weights, 1280 → 20 480, k = 32, reads a guided picture's tokens: sparse sums of its decoder's rows, so
 that latents fire as they do in a trained one. A concept is one latent, as in SAeUron's styles. With ``--repository``
 the SAeUron repository's own hook is timed too. The UNet has seeded random weights at full size. A negative prompt is a
-second pass where there would be one; NAG attends to the text a second time.
+second pass where there would be one; so is NAG as ComfyUI has it, which also mixes what self-attention gives.
 """
 
 import sys
@@ -175,20 +175,22 @@ def of_unet(config, unet: nn.Module, pixels: int) -> list[dict]:
     def call(maps: int) -> None:
         unet(latents[:maps], 500, encoder_hidden_states=text[:maps])
 
-    def attending_twice() -> None:
-        handles = [
-            module.register_forward_hook(
-                lambda own, args, kwargs, _output: type(own).forward(own, *args, **kwargs), with_kwargs=True
-            )
-            for name, module in unet.named_modules()
-            if name.endswith("attn2")
-        ]
-        call(1)
+    def normalised(_module, _args, output: torch.Tensor) -> torch.Tensor:
+        """As ComfyUI's node does by its defaults to what self-attention gives."""
+        without, under = output.chunk(2)
+        led = 5 * under - 4 * without
+        ratio = (led.norm(p=1, dim=-1, keepdim=True) / under.norm(p=1, dim=-1, keepdim=True)).clamp(min=1e-6)
+        return torch.cat([without, 0.5 * led * ratio.clamp(max=1.5) / ratio + 0.5 * under])
+
+    def attending() -> None:
+        modules = [module for name, module in unet.named_modules() if name.endswith("attn1")]
+        handles = [module.register_forward_hook(normalised) for module in modules]
+        call(2)
         for handle in handles:
             handle.remove()
 
     alone, guided = "UNet, a call without guidance", "UNet, a guided call"
-    works = {guided: lambda: call(2), alone: lambda: call(1), "with NAG": attending_twice}
+    works = {guided: lambda: call(2), alone: lambda: call(1), "with NAG": attending}
     config.rounds, before = min(config.rounds, 2), config.rounds
     taken = in_turns(config, works)
     config.rounds = before
