@@ -13,12 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from saeuron import Hookpoint, Recording, load_sae
+from saeuron import Hookpoint, Recording, choose_settings, load_sae
+from saeuron.checkpoints import load_bundle
 from saeuron.learning import Lesson
 from saeuron.recording import RecordingWriter
+from tinycanvas.model import WEIGHTS
 from training.common.prompts import read_prompts
 from training.diffusion.load import load_model
 from training.diffusion.sampling import Sampling, generate
+from training.evaluation.judges import tinycanvas_judge
+from training.evaluation.protocol import Protocol, Removal
 from training.sae.commands import Record, Train
 from training.sae.learn import begin_prompts, learn
 from training.sae.record import draw, record
@@ -44,12 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         trained, readers = of_training(config, pipeline, folder)
         drawn = of_drawing(config, pipeline, folder)
+        judged = of_evaluation(config, pipeline) if config.model == "tinycanvas" else []
     finally:
         shutil.rmtree(folder)
     lines = [[row["name"], shown(row), f"{row['ms'] / drawn[0]['ms'] - 1:+.1%}"] for row in drawn]
     lines += [[row["name"], f"{row['tokens_per_s']:,.0f} tokens/s", ""] for row in readers]
     lines += [[row["name"], f"{row['seconds']:.1f} s", f"FVU {row['fvu']:.4f}"] for row in trained]
-    tell(config, ["what", "ms (quartiles)", "over sampling"], lines, drawn=drawn, reading=readers, trained=trained)
+    lines += [[row["name"], shown(row), f"{row['ms'] / judged[0]['ms'] - 1:+.1%} of the first"] for row in judged]
+    found = {"drawn": drawn, "reading": readers, "trained": trained, "judged": judged}
+    tell(config, ["what", "ms (quartiles)", "over sampling"], lines, **found)
 
 
 def of_drawing(config, pipeline, folder: Path) -> list[dict]:
@@ -105,6 +112,27 @@ def of_training(config, pipeline, folder: Path) -> tuple[list[dict], list[dict]]
         count += len(tokens)
     reading = {"name": "reading", "tokens_per_s": count / (time.perf_counter() - began)}
     return found, [reading, training]
+
+
+def of_evaluation(config, pipeline) -> list[dict]:
+    """Three removals judged on the same pictures, each drawn whole, and each from where it parts from the unedited."""
+    rows = read_prompts("tinycanvas:evaluation")[:: 45 if config.tiny else 10]
+    sampling = Sampling(2 if config.tiny else 25, batch=len(rows), bf16=True)
+    protocol = Protocol(pipeline, tinycanvas_judge(), rows, list(range(len(rows))), sampling)
+    bundle = load_bundle(WEIGHTS.parent / "saes" / "tinycanvas.safetensors")
+    settings = choose_settings(bundle.sae, bundle.table, ["star", "neon", "sepia"], bundle.settings)
+    removals, reports = [Removal(), *protocol.singles(bundle.table, settings)], {}
+    whole, parting = "evaluate, every picture drawn whole", "evaluate"
+
+    def plainly() -> None:
+        reports[whole] = [protocol.survey(own, bundle) for own in removals]
+
+    def from_where_they_part() -> None:
+        unedited = protocol.alike(removals, bundle)
+        reports[parting] = [protocol.survey(own, bundle, alike=lambda: unedited) for own in removals]
+
+    taken = in_turns(config, {whole: plainly, parting: from_where_they_part})
+    return [{"name": name, "same_verdicts": reports[name] == reports[whole]} | spread(taken[name]) for name in taken]
 
 
 if __name__ == "__main__":

@@ -25,5 +25,7 @@ def test_it_prints_a_table_and_writes_json(name, tmp_path, capsys):
     assert found["machine"]["threads"] == 1 and found["machine"]["torch"]
     rows = [row for value in found.values() if isinstance(value, list) for row in value]
     assert len(lines) == len(rows) + 2, "a line a row, beneath a head of two"
-    numbers = [value for row in rows for key, value in row.items() if key in ("ms", "seconds", "tokens_per_s", "needed")]
+    numbers = [
+        value for row in rows for key, value in row.items() if key in ("ms", "seconds", "tokens_per_s", "needed")
+    ]
     assert numbers and all(value > 0 for value in numbers)

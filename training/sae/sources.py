@@ -51,8 +51,8 @@ class Source(Protocol):
         ``by_map`` keeps the tokens of one map together.
         """
 
-    def cost(self, steps: int, size: int) -> Plan | None:
-        """What it takes to draw the tokens of so many steps, None where they are there."""
+    def cost(self) -> Plan | None:
+        """What it takes to draw the tokens, None where they are there."""
 
 
 class Recorded:
@@ -91,7 +91,7 @@ class Recorded:
                     yield step, tokens
                 step += 1
 
-    def cost(self, steps: int, size: int) -> None:
+    def cost(self) -> None:
         return None
 
 
@@ -150,7 +150,7 @@ class Streamed:
                     at = (n - here.start) * size
                     yield n, pool.pick(order[at : at + size])
 
-    def cost(self, steps: int, size: int) -> Plan:
+    def cost(self) -> Plan:
         pictures = sum(map(len, self.parts)) + len(self.last)
         return plan(self.pipeline, self.sampling, pictures)
 

@@ -67,7 +67,7 @@ def train(config: Train, source: Source | None = None) -> SparseAutoencoder | No
         raise SaeuronError(f"there are {source.rows} tokens to train on, fewer than one --batch of {config.batch}")
     steps = config.steps or config.epochs * per_epoch
     if config.dry_run:
-        rehearse(config, source.d_in, steps, source.cost(steps, config.batch)).tell(config)
+        rehearse(config, source.d_in, steps, source.cost()).tell(config)
         return None
 
     device = torch.device(own_device(config.device))
