@@ -23,15 +23,18 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     edits = [row for row in _read(config.edits) if "UNet" not in row["name"]]
     largest = max(row["pixels"] for row in edits)
-    figure, axes = plt.subplots(1, len(sizes) + 1, figsize=(5 * (len(sizes) + 1), 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(sizes) + 1, figsize=(6.5 * (len(sizes) + 1), 4.5), layout="constrained")
     for axis, size in zip(axes, sizes, strict=False):
         own = [row for row in rows if row["size"] == size]
         _bars(axis, [row["trainer"] for row in own], [row["tokens_per_s"] for row in own])
-        axis.set_title(f"training {size}: tokens/s, more is better")
+        axis.set_title(f"training {size}: tokens/s")
     own = [row for row in edits if row["pixels"] == largest]
     _bars(axes[-1], [row["name"] for row in own], [row["ms"] for row in own])
-    axes[-1].set_title(f"a call at {largest} px: ms, less is better")
+    axes[-1].set_title(f"an edit at {largest} px: ms")
     axes[-1].set_xscale("log")
+    axes[-1].set_xlim(right=10 * max(row["ms"] for row in own))
+    for axis in axes:
+        axis.invert_yaxis()
     figure.savefig(config.output, dpi=80)
 
 
@@ -43,8 +46,7 @@ def _bars(axis, names: list[str], values: list[float]) -> None:
     colours = ["tab:blue" if "ours" in name or not _foreign(name) else "tab:grey" for name in names]
     axis.barh(names, values, color=colours)
     axis.bar_label(axis.containers[0], [f"{value:,.0f}" if value >= 10 else f"{value:.1f}" for value in values])
-    axis.margins(x=0.2)
-    axis.invert_yaxis()
+    axis.margins(x=0.3)
 
 
 def _foreign(name: str) -> bool:
