@@ -79,7 +79,7 @@ class RecordingWriter:
             "d_in": d_in,
             "dtype": "float16",
             "settings": settings,
-            "settings_hash": _hash([_identity(settings), hookpoint.name, hookpoint.site, d_in]),
+            "settings_hash": settings_digest(settings, hookpoint, d_in),
             "complete": False,
             "shards": {},
         }
@@ -241,11 +241,16 @@ class Recording:
         rest: list[Tokens] = []
         for start in range(0, len(names), interleave):
             pool = Tokens.cat(rest + [self.read(name) for name in names[start : start + interleave]])
-            order = _maps_together(pool, generator) if by_map else torch.randperm(len(pool), generator=generator)
+            order = mixed(pool, generator, by_map)
             whole = len(pool) // size * size
             for at in range(0, whole, size):
                 yield pool.pick(order[at : at + size])
             rest = [pool.pick(order[whole:])]
+
+
+def mixed(tokens: Tokens, generator: torch.Generator, by_map: bool = False) -> torch.Tensor:
+    """The rows of ``tokens`` in a random order, in which ``by_map`` keeps those of one map together."""
+    return _maps_together(tokens, generator) if by_map else torch.randperm(len(tokens), generator=generator)
 
 
 def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
@@ -257,6 +262,11 @@ def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
 
 def _shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
+
+
+def settings_digest(settings: dict, hookpoint: Hookpoint, d_in: int) -> str:
+    """What tells recordings made with other ``settings``, or elsewhere, apart; 16 hexadecimal digits."""
+    return _hash([_identity(settings), hookpoint.name, hookpoint.site, d_in])
 
 
 def _identity(settings: dict) -> dict:

@@ -6,7 +6,7 @@ import torch
 from saeuron import ConceptStatistics, SaeuronError, Setting
 from saeuron.compact_table import CompactTable
 from saeuron.concept_table import WholeTable
-from saeuron.detector import SHARE, Detector, shown
+from saeuron.detector import SHARE, Detector, Detectors
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
 LATENTS = {"cat": 3, "dog": 7, "bird": 11}
@@ -29,6 +29,13 @@ def detector(sae, own, others, floor):
     numbers, means = zip(own, *others, strict=True)
     timesteps, means = torch.tensor([901, 101]), torch.tensor(means).expand(2, -1)
     return Detector(timesteps, torch.tensor(numbers), means, torch.full((2,), float(floor)), sae.fingerprint)
+
+
+def shown(detectors, sae, tokens, timestep):
+    """What all maps show, ``[B, len(detectors)]``."""
+    found = torch.zeros(len(tokens), len(detectors), dtype=torch.bool)
+    maps, own = Detectors(detectors).shown(sae, tokens, timestep)
+    return found.index_copy(0, maps, own)
 
 
 def by_hand(sae, tokens, one):

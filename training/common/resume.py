@@ -23,7 +23,7 @@ from .processes import is_main, main_first, of_main
 ADVICE = "choose another --output, or --overwrite to begin anew"
 FREE = {"output", "device", "log_every", "checkpoint_every"}
 """Options that change nothing of what is made."""
-READ = {"sae", "table", "settings", "hookpoint", "site", "recording", "model", "lora", "prompts", "init"}
+READ = {"sae", "table", "settings", "hookpoint", "site", "recording", "stream", "model", "lora", "prompts", "init"}
 """Options that name what is read. It may lie elsewhere the next time: ``made_with`` says whether it is the same."""
 
 
