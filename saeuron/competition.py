@@ -95,7 +95,9 @@ def _kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
 def _rounding(sae: nn.Module) -> tuple[float, float]:
     """The length of the encoder's longest row, and by how much the bfloat16 of a row is off at most."""
     if sae.rounding is None:
-        parts = [(rows, rows - rows.bfloat16().float()) for rows in sae.W_enc.detach().split(BLOCK)]
-        lengths = [[float(part.norm(dim=1).max()) for part in pair] for pair in parts]
-        sae.rounding = tuple(max(column) for column in zip(*lengths, strict=True))
+        longest = off = 0.0
+        for rows in sae.W_enc.detach().split(BLOCK):
+            longest = max(longest, float(rows.norm(dim=1).max()))
+            off = max(off, float((rows - rows.bfloat16().float()).norm(dim=1).max()))
+        sae.rounding = longest, off
     return sae.rounding

@@ -3,8 +3,8 @@
 All are called alike, ``edit(tokens, timestep, mask=None)``: ``tokens`` ``[B, N, d_in]`` at ``timestep``; ``mask``
 ``[B or 1, N]`` in 0..1 says how much of the edit each token receives. The result has the tokens' shape, dtype and
 device, and a token that the edit does not concern leaves as it came, bit for bit. Gradients flow through an edit where
-the caller keeps them. A GPU is waited for once in a call at most, and a call takes no more memory than one encode of
-its tokens. All raise SaeuronError where the tokens' width is not the SAE's.
+the caller keeps them. A GPU is waited for once in a call at most, and a call takes about as much memory as one
+encode of its tokens. All raise SaeuronError where the tokens' width is not the SAE's.
 """
 
 import math
