@@ -25,7 +25,10 @@ class Header:
 
 @dataclass(frozen=True)
 class SaeHeader:
-    """What is known of an SAE without its weights; ``hookpoint`` is None where its file does not say it."""
+    """What is known of an SAE without its weights.
+
+    ``hookpoint`` is None where neither file nor folder says it; ``stated`` is whether it is the file that does.
+    """
 
     d_in: int
     n_latents: int
@@ -34,11 +37,14 @@ class SaeHeader:
     hookpoint: Hookpoint | None
     base_model: str
     fingerprint: str
+    stated: bool = True
 
     @classmethod
-    def of(cls, sae: SparseAutoencoder) -> "SaeHeader":
-        own = (sae.d_in, sae.n_latents, sae.k, sae.activation, sae.hookpoint, sae.base_model)
-        return cls(*own, sae.fingerprint)
+    def of(cls, sae: SparseAutoencoder, folder: Path) -> "SaeHeader":
+        """Of an SAE loaded from a published layout, which may have its hookpoint from the name of its folder."""
+        place = sae.hookpoint
+        stated = bool(sae.config.get("hookpoint")) or (place is not None and place.name not in str(folder))
+        return cls(sae.d_in, sae.n_latents, sae.k, sae.activation, place, sae.base_model, sae.fingerprint, stated)
 
 
 def sae_of(sae_name: str) -> SaeHeader:
@@ -54,10 +60,12 @@ def sae_of(sae_name: str) -> SaeHeader:
 
 def place_of(sae_name: str, hookpoint: str = "", site: str | None = None) -> tuple[Hookpoint, str]:
     """Where an SAE reads, and what says so: `hookpoint`, its file, or else what its file or folders are named after."""
-    own, file = sae_of(sae_name).hookpoint, files.path(sae_name)
-    site = site or (own.site if own else files.usual_site(file))
-    if hookpoint.strip() or own:
-        return Hookpoint(hookpoint.strip() or own.name, site), "`hookpoint`" if hookpoint.strip() else "its file"
+    sae, file = sae_of(sae_name), files.path(sae_name)
+    site = site or (sae.hookpoint.site if sae.hookpoint else files.usual_site(file))
+    if hookpoint.strip():
+        return Hookpoint(hookpoint.strip(), site), "`hookpoint`"
+    if sae.stated and sae.hookpoint:
+        return Hookpoint(sae.hookpoint.name, site), "its file"
     name, said_by = guess_hookpoint(sae_name, file)
     return Hookpoint(name, site), f"guessed from {said_by}"
 
@@ -116,7 +124,8 @@ def _of_bundle(stamp: tuple[str, int, int]) -> SaeHeader:
 
 @lru_cache(maxsize=16)
 def _of_layout(weights: str, *stamps: tuple[str, int, int]) -> SaeHeader:
-    return SaeHeader.of(load_sae(Path(stamps[0][0]).parent / weights))
+    folder = Path(stamps[0][0]).parent
+    return SaeHeader.of(load_sae(folder / weights), folder)
 
 
 def _about(path: Path) -> dict:

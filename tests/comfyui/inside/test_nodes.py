@@ -87,3 +87,55 @@ def test_a_concept_is_plotted(pack, sae):
 def test_pictures_go_through_the_vae_unharmed(tinycanvas):
     vae, image = tinycanvas[2], torch.rand(2, 32, 48, 3)
     assert (vae.decode(vae.encode(image)) - image).abs().max() < 1e-6
+
+
+def test_an_enlarged_picture_goes_through_the_vae_unharmed(pack):
+    small = torch.rand(2, 32, 48, 3)
+    vae = pack("tinycanvas").PixelVae(8)
+    large = vae.decode(pack("tinycanvas").PixelVae().encode(small))
+    assert large.shape == (2, 256, 384, 3) and (large[:, ::8, ::8] - small).abs().max() < 1e-6
+    assert (vae.decode(vae.encode(large)) - large).abs().max() < 1e-6
+
+
+def test_tinycanvas_gives_a_latent_of_its_size(pack, tinycanvas):
+    latent = pack("tinycanvas").TinyCanvas.execute(3, 8).args[3]
+    assert latent["samples"].shape == (3, 12, 16, 16)
+
+
+def finder_of(pack, model):
+    return next(p.observer for p in model.get_attachment(pack("host.memory").KEY) if p.observer is not None)
+
+
+def test_the_patch_tells_in_how_many_pictures_a_concept_was_found(pack, tinycanvas, neon, sample):
+    model = neon(tinycanvas[0], "sepia, neon")
+    finder = finder_of(pack, model)
+    sample(model, "An image of heart in sepia style.", steps=10, batch=2)
+    assert finder.found == {"sepia": 2, "neon": 0}
+    sample(model, "An image of star in candy style.", steps=10, batch=2)
+    assert finder.found == {"sepia": 0, "neon": 0}
+    describe = pack("host.finding").describe
+    assert describe({"sepia": 4, "neon": 0}, 4) == "sepia: found in 4 of 4 pictures; neon: in none"
+
+
+def test_counting_leaves_the_picture_as_it_is(pack, tinycanvas, sae, sample):
+    chosen = pack("concepts").ConceptSelector.execute(sae, "neon: 1 × 1e-30", 0, 0.0).args[0]
+    patched = pack("patches").FeatureAblatePatch.execute(tinycanvas[0], sae, chosen, "tuned", 1.0).args[0]
+    finder = finder_of(pack, patched)
+    only = pack("host.patching").attach(
+        tinycanvas[0], pack("host.patching").Patch(sae.hookpoint, observer=finder, applies_to="positive"), sae.patcher
+    )
+    assert torch.equal(sample(only), sample(tinycanvas[0]))
+
+
+def test_maps_share_a_scale_keep_proportions_and_say_what_hardly_fires(pack, monkeypatch):
+    drawing = pack("drawing")
+    figures = []
+    monkeypatch.setattr(drawing, "_image", figures.append)
+    loud, quiet = torch.rand(1, 4, 8) + 1, torch.full((1, 4, 8), 0.001)
+    drawing.draw_maps({"loud": {900: loud, 100: loud}, "quiet": {900: quiet, 100: quiet}}, torch.rand(32, 64, 3), 2, 0)
+    (figure,) = figures
+    maps = [axis for axis in figure.axes if len(axis.images) == 2]
+    assert {axis.images[1].norm.vmax for axis in maps} == {float(loud.max())}
+    assert [axis.get_title().splitlines()[0] for axis in maps] == ["loud"] * 2 + ["quiet, hardly fires"] * 2
+    assert {tuple(axis.images[0].get_extent()) for axis in maps} == {(0, 64, 32, 0)}
+    assert figure.axes[-1].get_ylabel() == "activation"
