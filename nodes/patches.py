@@ -114,7 +114,7 @@ class FeatureAblatePatch(io.ComfyNode):
         if concepts.table.has_contrasts:
             detector = Redirect(sae.sae, concepts.table.contrasts(sae.sae), dict.fromkeys(settings, -1.0))
             finder = Finder(detector, workflow.number(cls))
-            model = attach(model, Patch(sae.hookpoint, observer=finder, applies_to="positive"), sae.patcher)
+            model = attach(model, Patch(sae.hookpoint, observer=finder, applies_to="positive", first=True), sae.patcher)
         for edit in build_edits(sae.sae, concepts.table, settings):
             patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
             model = attach(model, patch, sae.patcher)

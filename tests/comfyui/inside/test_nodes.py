@@ -7,7 +7,7 @@ import torch
 
 
 def edits_of(pack, model):
-    return [patch.edit for patch in model.get_attachment(pack("host.memory").KEY)]
+    return [patch.edit for patch in model.get_attachment(pack("host.memory").KEY) if patch.edit is not None]
 
 
 def test_so_many_latents_are_ablated_as_the_user_says(pack, tinycanvas, neon, sae):
@@ -109,22 +109,26 @@ def finder_of(pack, model):
 def test_the_patch_tells_in_how_many_pictures_a_concept_was_found(pack, tinycanvas, neon, sample):
     model = neon(tinycanvas[0], "sepia, neon")
     finder = finder_of(pack, model)
-    sample(model, "An image of heart in sepia style.", steps=10, batch=2)
+    sample(model, "An image of heart in sepia style.", steps=10, shape=(2, 16, 16))
     assert finder.found == {"sepia": 2, "neon": 0}
-    sample(model, "An image of star in candy style.", steps=10, batch=2)
+    sample(model, "An image of star in candy style.", steps=10, shape=(2, 16, 16))
     assert finder.found == {"sepia": 0, "neon": 0}
     describe = pack("host.finding").describe
     assert describe({"sepia": 4, "neon": 0}, 4) == "sepia: found in 4 of 4 pictures; neon: in none"
 
 
-def test_counting_leaves_the_picture_as_it_is(pack, tinycanvas, sae, sample):
-    chosen = pack("concepts").ConceptSelector.execute(sae, "neon: 1 × 1e-30", 0, 0.0).args[0]
-    patched = pack("patches").FeatureAblatePatch.execute(tinycanvas[0], sae, chosen, "tuned", 1.0).args[0]
-    finder = finder_of(pack, patched)
-    only = pack("host.patching").attach(
-        tinycanvas[0], pack("host.patching").Patch(sae.hookpoint, observer=finder, applies_to="positive"), sae.patcher
-    )
-    assert torch.equal(sample(only), sample(tinycanvas[0]))
+def test_each_of_two_patches_counts_what_was_there_before_both(pack, tinycanvas, neon, sample):
+    model = neon(neon(tinycanvas[0], "heart"), "sepia")
+    sample(model, "An image of heart in sepia style.", steps=10)
+    found = [p.observer.found for p in model.get_attachment(pack("host.memory").KEY) if p.observer is not None]
+    assert found == [{"sepia": 1}, {"heart": 1}]
+
+
+def test_counting_leaves_the_picture_as_it_is(pack, tinycanvas, sae, neon, sample):
+    finder = finder_of(pack, neon(tinycanvas[0]))
+    patch = pack("host.patching").Patch(sae.hookpoint, observer=finder, applies_to="positive", first=True)
+    counted = pack("host.patching").attach(tinycanvas[0], patch, sae.patcher)
+    assert torch.equal(sample(counted), sample(tinycanvas[0])) and finder.found == {"neon": 1}
 
 
 def test_maps_share_a_scale_keep_proportions_and_say_what_hardly_fires(pack, monkeypatch):
