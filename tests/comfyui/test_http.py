@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 LOCALES = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text("utf-8"))
 PACK = "ComfyUI-SAeUron"
+TICKS = r"`[^`]+`"
 
 
 def drawn(server, workflow: dict, *names: str) -> list[numpy.ndarray]:
@@ -173,6 +175,23 @@ def test_the_main_nodes_are_found_by_the_words_people_use(server, word):
         if "search_aliases" not in schema:
             pytest.skip("this ComfyUI knows no search aliases")
         assert word in schema["search_aliases"]
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
+def test_every_language_says_all_that_english_says(server, language):
+    def texts(part: object, path: tuple = ()) -> dict[tuple, str]:
+        if isinstance(part, str):
+            return {path: part}
+        return {k: v for name, inner in part.items() for k, v in texts(inner, (*path, name)).items()}
+
+    own, english = (texts(server.get_json("/i18n")[key]["nodeDefs"]) for key in (language, "en"))
+    english = {path: text for path, text in english.items() if path[0] in LOCALES}
+    assert english.keys() <= own.keys()
+    same = [p for p, text in english.items() if p[-1] in ("tooltip", "description") and own[p] == text]
+    assert same == []
+    # What stands between ticks is typed, and is the same in every language.
+    ticks = [p for p, text in english.items() if sorted(re.findall(TICKS, text)) != sorted(re.findall(TICKS, own[p]))]
+    assert ticks == []
 
 
 @pytest.mark.parametrize("node", sorted(LOCALES))
