@@ -13,7 +13,12 @@ HOOKPOINT = re.compile(r"unet\.(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.at
 
 
 def read_torch(path: Path) -> dict:
-    """A torch file of tensors, numbers and strings; SaeuronError names one that is missing or holds anything else."""
+    """A torch file of tensors, numbers and strings; SaeuronError names one that is missing or holds anything else.
+
+    Older torches than 2.6 could be made to run code even so (CVE-2025-32434), and are refused.
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        raise SaeuronError(f"{path} is read safely by torch 2.6 or newer, and this is {torch.__version__}: update it")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

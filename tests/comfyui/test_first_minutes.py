@@ -47,17 +47,24 @@ SLOT = """([type, output, name]) => {
   const canvas = app.canvas.canvas.getBoundingClientRect();
   return [canvas.left + x, canvas.top + y];
 }"""
+EMPTY = (1300, 750)
+"""A place where the canvas stays empty."""
 VALUE = """([type, name]) => app.graph.findNodesByType(type)[0].widgets.find((one) => one.name === name).value"""
 
 
 def find_by(page, word: str, title: str, node: str, at: tuple[int, int]) -> None:
     """Search for a node by a word, as a double click on the empty canvas lets one, and put it where it belongs."""
-    page.mouse.dblclick(1450, 940)
+    for _ in range(4):  # a busy page may take two clicks for two
+        page.mouse.dblclick(EMPTY[0] - 100, EMPTY[1] - 100)
+        page.wait_for_timeout(1500)
+        if page.evaluate("() => document.activeElement.tagName") == "INPUT":
+            break
     page.keyboard.type(word, delay=30)
     page.get_by_text(title, exact=True).first.wait_for()
     page.get_by_text(title, exact=True).first.click()
     page.wait_for_function("(type) => app.graph.findNodesByType(type).length === 1", arg=node)
-    page.mouse.click(1450, 940)  # newer front ends let a node follow the mouse until it is put down
+    page.wait_for_timeout(500)
+    page.mouse.click(*EMPTY)  # newer front ends let a node follow the mouse until it is put down
     page.evaluate(
         """([type, at]) => {
           const node = app.graph.findNodesByType(type)[0];
@@ -76,12 +83,15 @@ def wire(page, source: tuple[str, str], target: tuple[str, str]) -> None:
         page.evaluate(SLOT, [target[0], False, target[1]]),
     )
     page.mouse.move(x, y)
+    page.wait_for_timeout(200)
     page.mouse.down()
     page.mouse.move((x + u) / 2, (y + v) / 2, steps=5)
     page.mouse.move(u, v, steps=5)
+    page.wait_for_timeout(200)
     page.mouse.up()
     page.wait_for_function(
-        """([type, name]) => app.graph.findNodesByType(type)[0].inputs.find((one) => one.name === name).link !== null""",
+        """([type, name]) => app.graph.findNodesByType(type)[0].inputs
+          .find((one) => one.name === name).link !== null""",
         arg=list(target),
         timeout=5000,
     )

@@ -19,6 +19,8 @@ function addBox(node, placeholder) {
   box.serialize = false;
   Object.assign(box.options, { serialize: false, read_only: true });
   box.element.readOnly = true;
+  // Room for some lines; a saved workflow brings a size of its own.
+  node.setSize([Math.max(node.size[0], 300), node.size[1] + 60]);
 }
 
 function tell(node, text) {
