@@ -189,8 +189,8 @@ def load():
     """
     knows_ratio = "downscale_ratio_spacial" in (FOUND.path / "comfy" / "sample.py").read_text("utf-8")
 
-    def read(name: str) -> dict:
-        workflow = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    def read(name: str, folder: Path = ROOT / "workflows" / "api") -> dict:
+        workflow = json.loads((folder / f"{name}.json").read_text("utf-8"))
         for node in workflow.values():
             if node["class_type"] == "EmptyLatentImage" and not knows_ratio:
                 node["inputs"] |= {side: 4 * node["inputs"][side] for side in ("width", "height")}

@@ -53,7 +53,7 @@ def screenshot(page, name: str, renderer: str = "classic") -> None:
     file = SCREENSHOTS / (f"{name}.png" if renderer == "classic" else f"{name}.{renderer}.png")
     file.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=file)
-    if os.environ.get("KEEP_SCREENSHOTS") != "1" or renderer != "classic":
+    if os.environ.get("KEEP_SCREENSHOTS") != "1" or renderer != "classic" or name not in (*WORKFLOWS, "concepts"):
         return
     KEPT.mkdir(parents=True, exist_ok=True)
     shown = Image.open(file).convert("RGB")

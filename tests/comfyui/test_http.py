@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import urllib.error
 from pathlib import Path
 
 import numpy
@@ -226,10 +227,22 @@ OLD = Path(__file__).parent / "old"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in OLD.glob("*.json")))
-def test_a_workflow_of_an_older_version_gives_the_same_pictures(server, name):
-    """Queued as version 0.1 saved it, it draws what the template draws now with what it names."""
-    old = json.loads((OLD / f"{name}.json").read_text("utf-8"))
+def test_a_workflow_of_an_older_version_gives_the_same_pictures(server, load, name):
+    """Queued as version 0.1 saved it, it draws what it drew then."""
+    old = load(name, OLD)
     server.forget()
     before, after = drawn(server, old, "Before", "After")
     assert before.shape == after.shape == (4, 256, 256, 3)
     assert judged(before)["style"].count("neon") >= 3 and judged(after)["style"].count("neon") == 0
+
+
+def test_blueprints_are_offered_and_hold_nodes_of_the_pack(server):
+    try:
+        offered = server.get_json("/global_subgraphs").values()
+    except urllib.error.HTTPError:
+        pytest.skip("this ComfyUI offers no blueprints")
+    names = {one["name"] for one in offered if one["info"]["node_pack"] == f"custom_nodes.{PACK}"}
+    assert names == {"Unlearn a concept", "Learn a concept"}
+    for name in names:
+        (inside,) = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8"))["definitions"]["subgraphs"]
+        assert {node["type"] for node in inside["nodes"]} <= set(LOCALES)

@@ -80,6 +80,25 @@ api.addEventListener("saeuron.told", ({ detail }) => {
     app.extensionManager.toast.add({ severity: "warn", summary: "SAeUron", detail: detail.text, life: 12000 });
 });
 
+// Newer front ends say "rejected the value" in their toast, and the sentence in a panel only: it is shown here too.
+api.addEventListener("promptQueueing", () => {
+  const before = app.lastNodeErrors;
+  let left = 40;
+  const timer = setInterval(() => {
+    const errors = app.lastNodeErrors;
+    const refused = errors && errors !== before && Object.keys(errors).length;
+    if (!refused && --left > 0) return;
+    clearInterval(timer);
+    for (const [id, { class_type, errors: found }] of Object.entries((refused && errors) || {})) {
+      const detail = found[0].details.split(" - ").slice(1).join(" - ");
+      if (!class_type.startsWith("SAeUron") || !detail) continue;
+      const node = nodeOf(id);
+      tell(node, `⚠ ${detail}`);
+      app.extensionManager.toast.add({ severity: "error", summary: node?.title ?? "SAeUron", detail, life: 15000 });
+    }
+  }, 250);
+});
+
 app.registerExtension({
   name: "SAeUron.Told",
   nodeCreated(node) {
