@@ -22,7 +22,7 @@ STOCK = """() => {
   const prompt = add("CLIPTextEncode", 0, 220, { text: "An image of heart in sepia style." });
   const negative = add("CLIPTextEncode", 0, 480);
   const sampler = add("KSampler", 860, 0,
-    { seed: 42, steps: 25, cfg: 3, sampler_name: "ddim", scheduler: "ddim_uniform" });
+    { seed: 42, control_after_generate: "fixed", steps: 25, cfg: 3, sampler_name: "ddim", scheduler: "ddim_uniform" });
   const decode = add("VAEDecode", 860, 330), save = add("SaveImage", 860, 440);
   model.connect(0, sampler, 0);
   for (const [node, slot] of [[prompt, 1], [negative, 2]]) {
