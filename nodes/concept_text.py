@@ -25,6 +25,16 @@ class Wanted:
     strength: float = 0.0
     share: float = 1.0
 
+    def __str__(self) -> str:
+        if self.share == 0:
+            return "left as it is"
+        what = "taken out" if self.share > 0 else "turned up"
+        parts = [what if abs(self.share) == 1 else f"{what}, {abs(self.share):g} of its strength"]
+        parts += [f"{self.latents} latents"] * bool(self.latents) + [f"strength {self.strength:g}"] * bool(
+            self.strength
+        )
+        return ", ".join(parts)
+
 
 def parse(text: str) -> dict[str, Wanted]:
     """Names separated by commas, semicolons or lines, each perhaps with numbers behind a colon.

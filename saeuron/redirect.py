@@ -48,11 +48,15 @@ class Redirect(Edit):
 
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
         tokens = flat.view(maps, -1, self.sae.d_in)
-        folded = self.folded.at(timestep, flat.device)
-        amounts = folded.amounts(tokens.mean(1, dtype=torch.float32))
-        change = weight * amounts.repeat_interleave(tokens.shape[1], 0)
+        change = weight * self.amounts(tokens, timestep).repeat_interleave(tokens.shape[1], 0)
         rows = change.any(-1).nonzero().squeeze(-1)
-        return flat if len(rows) == 0 else move(flat, rows, change[rows], folded.directions)
+        if len(rows) == 0:
+            return flat
+        return move(flat, rows, change[rows], self.folded.at(timestep, flat.device).directions)
+
+    def amounts(self, tokens: torch.Tensor, timestep: float) -> torch.Tensor:
+        """How much of each concept, in the order of ``strengths``, maps ``[B, N, d]`` show: ``[B, C]`` in 0…1."""
+        return self.folded.at(timestep, tokens.device).amounts(tokens.mean(1, dtype=torch.float32))
 
     def joined(self, other: "Redirect") -> "Redirect":
         """One edit that removes the concepts of both, each knowing of the other."""

@@ -45,6 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
         except SaeuronError as error:
             _tell(f"error: {error}", everyone=True)
             return 2
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package in ("", "saeuron", "tinycanvas", (__package__ or "training").split(".")[0]):
+                raise
+            _tell(f'error: the bench needs {package}: run `pip install ".[training]"` in its folder', everyone=True)
+            return 2
     except BrokenPipeError:  # whoever read this has seen enough
         sys.stdout = None
     except KeyboardInterrupt:

@@ -133,6 +133,12 @@ def test_a_full_disk_gets_one_line_and_leaves_nothing_half_written(run, bench, m
     json.loads((bench / "out" / NAME / "manifest.json").read_text("utf-8"))
 
 
+def test_a_missing_package_is_named_with_what_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    code, told = run("hookpoints")
+    assert code == 2 and told == ['error: the bench needs tyro: run `pip install ".[training]"` in its folder']
+
+
 def test_an_interrupt_is_told_and_gives_130(run, monkeypatch):
     def interrupted(_self):
         raise KeyboardInterrupt
