@@ -7,9 +7,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError
+from ..saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError, formats
 from ..saeuron.files import read_json
-from ..saeuron.formats import ManifestDescription, check
 from ..saeuron.hookpoints import SITES, whole_timestep
 from ..saeuron.recording import Tokens, bytes_per_token
 from .host import workflow
@@ -199,7 +198,7 @@ class Recorder:
         manifest = self.folder / "manifest.json"
         if not manifest.exists():
             return
-        content = check(read_json(manifest), ManifestDescription, manifest.name)
+        content = formats.check(read_json(manifest), formats.ManifestDescription, manifest.name)
         before = content | content.get("settings", {})
         for name, value in own.items():
             if before.get(name) != value:
