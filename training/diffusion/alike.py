@@ -42,7 +42,7 @@ class Unedited:
         images, steps = self.images.clone(), len(self.latents)
         order = self.parts[name].argsort(stable=True)
         order = order[self.parts[name][order] < steps]
-        for chosen in track(order.split(self.sampling.batch), name):
+        for chosen in track(order.split(self.sampling.batch) if len(order) else [], name):
             starts = self.parts[name][chosen]
 
             def entering(step: int, chosen=chosen, starts=starts) -> torch.Tensor:

@@ -98,8 +98,7 @@ def test_a_piece_is_made_once(tmp_path):
 HOLDER = """if True:
     import sys
     from pathlib import Path
-    from training.__main__ import main
-from training.common.resume import held
+    from training.common.resume import held
     with held(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()

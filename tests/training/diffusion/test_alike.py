@@ -55,6 +55,11 @@ def test_what_an_edit_leaves_alone_is_not_drawn(pipeline, edits):
     assert sum(drawn) == left < 0.8 * len(edits) * len(rows) * SAMPLING.steps
 
 
+def test_where_no_picture_parts_the_unedited_ones_are_given(pipeline):
+    unedited = draw_unedited(pipeline, ["a star"], [0], SAMPLING, {"nothing": {}})
+    assert torch.equal(unedited.edited("nothing", {}), unedited.images)
+
+
 def test_samplers_with_a_memory_of_their_own_allow_no_parting(pipeline):
     assert can_part(pipeline, SAMPLING, 100)
     assert not can_part(variant(pipeline, sampler="dpm++2m"), SAMPLING, 100)
