@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from saeuron import Hookpoint, SaeuronError, load_sae
-from saeuron.checkpoints.canonical import read_torch
 
 FOLDER = "unet.down_blocks.2.attentions.1_k4_hidden64_auxk256_bs4096_lr0.0001/final"
 CONFIG = {"n_dirs_local": 64, "d_model": 16, "k": 4, "auxk": 256, "dead_steps_threshold": 2441}
@@ -110,10 +109,3 @@ def test_a_truncated_file_is_refused_by_name(publish):
     (folder / "state_dict.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SaeuronError, match=r"state_dict\.pth .*it is not whole"):
         load_sae(folder)
-
-
-def test_a_torch_that_does_not_read_pickles_safely_is_refused(tmp_path, monkeypatch):
-    torch.save({"state_dict": {}}, tmp_path / "state_dict.pth")
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
-    with pytest.raises(SaeuronError, match="read safely by torch 2"):
-        read_torch(tmp_path / "state_dict.pth")
