@@ -200,7 +200,7 @@ class Shift(Edit):
 
     def __post_init__(self) -> None:
         self._check_belong(*self.selections, *self.detectors)
-        if self.detecting is None:
+        if self.detecting is None or self.detecting.all is not self.detectors:
             object.__setattr__(self, "detecting", Detectors(self.detectors))
 
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
