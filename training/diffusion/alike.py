@@ -58,7 +58,8 @@ def can_part(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: in
     side, scale = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
     height, width = ((given or side * scale) // scale for given in (sampling.height, sampling.width))
     needed = 4 * pictures * sampling.steps * pipeline.unet.config.in_channels * height * width
-    alone = isinstance(pipeline.scheduler, DDIMScheduler) and pipeline.safety_checker is None
+    plain = not hasattr(pipeline, "text_encoder_2") and getattr(pipeline, "safety_checker", None) is None
+    alone = isinstance(pipeline.scheduler, DDIMScheduler) and plain
     return alone and sampling.init_image is None and needed <= MEMORY
 
 

@@ -76,17 +76,19 @@ def generate(
     if sampling.init_image is not None:
         pipeline = from_image(pipeline)
         options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
-    if not encoded:
-        prompts = text_embeddings(pipeline, prompts, sampling.bf16)
-    if sampling.guidance > 1:
-        nothing = text_embeddings(pipeline, [sampling.negative_prompt], sampling.bf16)
-        options["negative_prompt_embeds"] = nothing.expand(len(seeds), -1, -1)
+    guided = sampling.guidance > 1
+    if hasattr(pipeline, "text_encoder_2"):  # SDXL's, which also wants what its second encoder pools
+        nothing = [sampling.negative_prompt] * len(seeds) if sampling.negative_prompt else None
+        options |= {"prompt": list(prompts), "negative_prompt": nothing}
+    else:
+        options["prompt_embeds"] = prompts if encoded else text_embeddings(pipeline, prompts, sampling.bf16)
+        nothing = text_embeddings(pipeline, [sampling.negative_prompt], sampling.bf16) if guided else None
+        options["negative_prompt_embeds"] = nothing.expand(len(seeds), -1, -1) if guided else None
     with (
         hooked(pipeline, taps or {}, sampling.mask),
         torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16),
     ):
         images = pipeline(
-            prompt_embeds=prompts,
             generator=generators,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
