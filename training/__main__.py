@@ -83,9 +83,10 @@ def _run(arguments: list[str]) -> None:
     command = options(name)
     from .common.options import Long
     from .common.processes import is_main
-    from .common.resume import held
 
     given = tyro.cli(command, prog=f"{_program()} {name}", args=rest, default=_from_file(command, rest))
+    from .common.resume import held  # with torch, which --help does without
+
     lasting = isinstance(given, Long) and not given.dry_run and is_main()
     with held(given.output) if lasting else nullcontext():
         given.run()
