@@ -99,7 +99,7 @@ class RecordingWriter:
             {key: of.get(key) for key in keys} | _identity(of.get("settings", {})) for of in (before, self.manifest)
         )
         check_same(self.folder, old, new, "choose another folder, or delete this one")
-        known = self._prompts()
+        known = _read_prompts(self.folder)
         self.manifest = before
         if prompts is None or prompts == known:
             return
@@ -111,10 +111,6 @@ class RecordingWriter:
         self.manifest["complete"] = False
         write_json(self.folder / "prompts.json", {"prompts": prompts})
         self._save()
-
-    def _prompts(self) -> list[dict]:
-        path = self.folder / "prompts.json"
-        return check(read_json(path), PromptsDescription, path)["prompts"]
 
     def planned(self, images: int) -> list[int]:
         """How many images it had each time that it grew, the last of them ``images``."""
@@ -137,7 +133,7 @@ class RecordingWriter:
 
     def append(self, prompts: list[dict], tokens: Tokens, seed: int) -> None:
         """Add a shard with prompts of its own, which ``tokens.prompt`` counts from 0. Complete after every shard."""
-        known = self._prompts()
+        known = _read_prompts(self.folder)
         write_json(self.folder / "prompts.json", {"prompts": known + prompts})
         moved = Tokens(tokens.activations, tokens.prompt + len(known), tokens.timestep, tokens.position)
         self.manifest["complete"] = True
@@ -202,8 +198,7 @@ class Recording:
 
     @property
     def prompts(self) -> list[dict]:
-        path = self.folder / "prompts.json"
-        return check(read_json(path), PromptsDescription, path)["prompts"]
+        return _read_prompts(self.folder)
 
     def __len__(self) -> int:
         return sum(self.shards.values())
@@ -262,6 +257,11 @@ def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
 
 def _shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
+
+
+def _read_prompts(folder: Path) -> list[dict]:
+    path = folder / "prompts.json"
+    return check(read_json(path), PromptsDescription, path)["prompts"]
 
 
 def settings_digest(settings: dict, hookpoint: Hookpoint, d_in: int) -> str:

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-import training.sae.build
-import training.sae.record
 from saeuron import SaeuronError, build_edits, choose_settings
 from saeuron.checkpoints import load_bundle
 from training.__main__ import main
@@ -18,17 +16,6 @@ ROWS = [
     for style in ("neon", "candy")
 ]
 HOOKPOINT = "unet.up_blocks.1.attentions.1"
-
-
-@pytest.fixture
-def calls(pipeline, monkeypatch):
-    """Commands find the loaded TinyCanvas; how often its UNet was run, as the only entry of a list."""
-    for module in (training.sae.build, training.sae.record):
-        monkeypatch.setattr(module, "open_model", lambda _options: pipeline)
-    count = [0]
-    handle = pipeline.unet.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
-    yield count
-    handle.remove()
 
 
 @pytest.fixture

@@ -18,17 +18,6 @@ HOOKPOINT = "unet.up_blocks.1.attentions.1"
 
 
 @pytest.fixture
-def calls(pipeline, monkeypatch):
-    """Commands find the loaded TinyCanvas; how often its UNet was run, as the only entry of a list."""
-    for module in (training.sae.sources, training.sae.record):
-        monkeypatch.setattr(module, "open_model", lambda _options: pipeline)
-    count = [0]
-    handle = pipeline.unet.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
-    yield count
-    handle.remove()
-
-
-@pytest.fixture
 def options(tmp_path):
     """Options of `record`: twelve pictures in six shards, two steps each, all tokens of a map."""
     named = {"prompts": "tinycanvas:training", "images": 12, "steps": 2, "batch": 2, "tokens_per_map": 64}
