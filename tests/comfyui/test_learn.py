@@ -78,7 +78,7 @@ def test_a_bystanders_picture_stays(server, learnt, load, style):
     before, after = drawn(server, workflow, "Before", "After")
     assert judged(before)["style"].count(style) >= 3
     assert judged(after) == judged(before)
-    # A detector of a dozen prompts errs on a map here and there. The eye sees no change of one level in 255; seen: 0.25.
+    # A detector of a dozen prompts errs on a map here and there. One level in 255 is not seen; measured: 0.25.
     assert numpy.abs(before.astype(int) - after).mean() < 1
 
 
