@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...saeuron import SaeuronError
 from ...saeuron.hookpoints import whole_timestep
-from .blocks import block_of, check_width
+from .blocks import check_width, sigma_of, timestep_of
 from .memory import KEY
 from .patching import Patch, Place, attach
 from .sockets import LoadedSae
@@ -47,7 +47,7 @@ class Watched:
     """
 
     def __init__(self, model: ModelPatcher, sae: LoadedSae) -> None:
-        check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
+        check_width(sae.sae, model.model, sae.hookpoint)
         if model.get_attachment(KEY):
             raise SaeuronError(
                 "this model already carries a patch of this pack, and would teach what is left of it: "
@@ -60,7 +60,7 @@ class Watched:
 
     def timesteps(self, sigmas: torch.Tensor) -> list[int]:
         sampling = self.model.get_model_object("model_sampling")
-        return [whole_timestep(float(sampling.timestep(sigma[None])[0])) for sigma in sigmas]
+        return [whole_timestep(float(timestep_of(sampling, sigma[None])[0])) for sigma in sigmas]
 
     def sampling_sigmas(self, steps: int) -> torch.Tensor:
         """What Euler's method goes through, the last 0 included."""
@@ -69,7 +69,7 @@ class Watched:
     def spread_sigmas(self, count: int) -> torch.Tensor:
         """Those of ``count`` timesteps spread evenly over 0…1000, the noisiest first."""
         timesteps = (torch.arange(count).flip(0) + 0.5) * 1000 / count
-        return self.model.get_model_object("model_sampling").sigma(timesteps.floor()).cpu()
+        return sigma_of(self.model.get_model_object("model_sampling"), timesteps.floor()).cpu()
 
     def draw(
         self, positive: list, negative: list, cfg: float, sigmas: torch.Tensor, noise: torch.Tensor, step: Callable

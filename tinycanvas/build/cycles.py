@@ -99,7 +99,9 @@ def _run(
         running += loss.item()
         if (step + 1) % 50 == 0:
             pace = (time.time() - began) / (step + 1 - start)
-            print(f"{checkpoint.stem} step {step + 1}/{cycle.steps} loss {running / 50:.4f} {pace:.2f} s/step", flush=True)
+            print(
+                f"{checkpoint.stem} step {step + 1}/{cycle.steps} loss {running / 50:.4f} {pace:.2f} s/step", flush=True
+            )
             running = 0.0
         if (step + 1) % 250 == 0 or step + 1 == cycle.steps:
             parts = [part.state_dict() for part in [*optimizers, *schedules]]
