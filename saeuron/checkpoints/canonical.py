@@ -9,6 +9,11 @@ from ..autoencoder import SparseAutoencoder
 from ..errors import SaeuronError
 from ..hookpoints import Hookpoint
 
+TRANSFORMER = re.compile(
+    r"(?P<kind>single_transformer_blocks|transformer_blocks|layers)\.(?P<number>\d+)"
+    r"(?:-(?P<stream>[01])|\.(?P<output>image_output|text_output))?(?=_|$)"
+)
+FLUX = re.compile(r"SAE_flux_(\d+)$")
 HOOKPOINT = re.compile(r"unet\.(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+(?=_|$)")
 
 
@@ -94,5 +99,16 @@ def without_input_bias(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def hookpoint_of(folder: Path, site: str = "output") -> Hookpoint | None:
     """The hookpoint that a folder is named after, as publishers name theirs; ``final`` counts for its parent."""
     folder = folder.absolute()
-    found = HOOKPOINT.match(folder.parent.name if folder.name == "final" else folder.name)
-    return Hookpoint(found.group(), site) if found else None
+    name = folder.parent.name if folder.name == "final" else folder.name
+    if found := HOOKPOINT.match(name):
+        return Hookpoint(found.group(), site)
+    if found := FLUX.match(name):
+        return Hookpoint(f"transformer.transformer_blocks.{found[1]}", site)
+    if found := TRANSFORMER.search(name):
+        if found["stream"] == "0" or found["output"] == "text_output":
+            raise SaeuronError(
+                f"{name} read the text's stream, whose tokens are no places of a picture: "
+                "take the SAE of the picture's stream"
+            )
+        return Hookpoint(f"transformer.{found['kind']}.{found['number']}", site)
+    return None

@@ -104,9 +104,9 @@ def test_both_hosts_read_the_same_tokens(comfyui, tmp_path, family):
             parts = (given.get(f"{case}.{part}") for part in ("x", "context", "pooled", "reference"))
             with hooked(pipeline, taps):
                 call(model, family, *parts)
-            for name, (tokens, timestep) in seen.items():
+            for name, (read, timestep) in seen.items():
                 assert timestep == 500
-                ours[f"{case}|{name}|{site}"] = tokens
+                ours[f"{case}|{name}|{site}"] = read
     weights = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
     asked = {f"tokens|{name}": torch.zeros(1) for name in names(model)}
     save_file({**given, **weights, **asked}, tmp_path / "given.safetensors")
@@ -116,8 +116,8 @@ def test_both_hosts_read_the_same_tokens(comfyui, tmp_path, family):
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     theirs = load_file(tmp_path / "theirs.safetensors")
-    for key, tokens in ours.items():
+    for key, read in ours.items():
         height, width = theirs[f"{key}|grid"].tolist()
-        assert tokens.shape == theirs[key].shape and tokens.shape[1] == height * width
+        assert read.shape == theirs[key].shape and read.shape[1] == height * width
         # The hosts' attention and normalisation round differently in float32.
-        assert (tokens - theirs[key]).norm() / tokens.norm() < 1e-3, key
+        assert (read - theirs[key]).norm() / read.norm() < 1e-3, key

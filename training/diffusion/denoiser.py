@@ -1,9 +1,10 @@
 """The model inside a pipeline, UNet or transformer, and what one call of it says about the picture."""
 
+import inspect
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from torch import nn
 
 from saeuron import SaeuronError
@@ -12,6 +13,28 @@ from saeuron.families import Family, Grid
 
 def denoiser(pipeline: DiffusionPipeline) -> nn.Module:
     return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+def own_side(pipeline: DiffusionPipeline) -> int:
+    """Pixels a side of the pictures that a pipeline draws where no size is asked for."""
+    config = denoiser(pipeline).config
+    latents = config.sample_size if "sample_size" in config else getattr(pipeline, "default_sample_size", 128)
+    return latents * pipeline.vae_scale_factor
+
+
+def options_of(pipeline: DiffusionPipeline, guidance: float, negative: str, count: int) -> dict[str, Any]:
+    """How a pipeline of its kind is told to guide ``count`` pictures away from the ``negative`` prompt."""
+    told = {"negative_prompt": [negative] * count} if negative else {}
+    names = inspect.signature(pipeline.__call__).parameters
+    longest = getattr(getattr(pipeline, "tokenizer_2", None), "model_max_length", 512)
+    told |= {"max_sequence_length": longest} if type(pipeline) is FluxPipeline and longest < 512 else {}
+    told |= {"use_resolution_binning": False} if "use_resolution_binning" in names else {}  # the size is the user's
+    if "true_cfg_scale" not in names or getattr(denoiser(pipeline).config, "guidance_embeds", False):
+        # Z-Image counts from 0, where the prompt alone is followed.
+        scale = guidance - 1 if type(pipeline).__name__ == "ZImagePipeline" else guidance
+        return {"guidance_scale": scale} | {name: value for name, value in told.items() if name in names}
+    told |= {"negative_prompt": [negative or ""] * count} if guidance > 1 else {}
+    return {"true_cfg_scale": guidance} | told
 
 
 def token_grid(family: Family | None, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Grid | None:

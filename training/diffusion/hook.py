@@ -81,3 +81,19 @@ def editing(edits: Mapping[Hookpoint, Sequence[Edit]]) -> dict[Hookpoint, Tap]:
         return tap
 
     return {hookpoint: tap_for(chain) for hookpoint, chain in edits.items()}
+
+
+def reading(see: Callable[[torch.Tensor, float, torch.Tensor | None], None]) -> Tap:
+    """A tap that shows ``see`` the prompt's tokens, the timestep, and the tokens without the prompt where they are there.
+
+    Some pipelines call the model once for each of the two, and ``see`` is then shown the prompt's alone.
+    """
+
+    def tap(tokens: torch.Tensor, timestep: float, conditional: slice) -> torch.Tensor:
+        own = tokens[conditional]
+        if len(own):
+            rest = tokens[: conditional.start] if conditional.start else tokens[conditional.stop :]
+            see(own, timestep, rest if len(rest) else None)
+        return tokens
+
+    return tap

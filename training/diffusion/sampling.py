@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from inspect import get_annotations
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from saeuron import Hookpoint, SaeuronError
+from saeuron.hookpoints import whole_timestep
 
 from ..common.options import Pictures
 from ..common.results import Plan
+from .denoiser import denoiser, options_of
 from .hook import Edit, Tap, editing, hooked
 from .load import from_image
 
@@ -54,7 +56,7 @@ def check_size(height: int | None, width: int | None, multiple: int = 8) -> None
 
 @torch.no_grad()
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str] | torch.Tensor,
     seeds: Sequence[int],
     sampling: Sampling | None = None,
@@ -68,25 +70,26 @@ def generate(
     An image depends on its prompt and seed alone, not on the batch it is made in, so that runs with and without an edit
     are paired by seed.
     """
-    device, sampling = pipeline.unet.device, replace(sampling or Sampling(), **how)
+    device, sampling = denoiser(pipeline).device, replace(sampling or Sampling(), **how)
     encoded = isinstance(prompts, torch.Tensor)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = {"height": sampling.height, "width": sampling.width}
     if sampling.init_image is not None:
         pipeline = from_image(pipeline)
         options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
-    if sampling.negative_prompt:
-        options["negative_prompt"] = [sampling.negative_prompt] * len(seeds)
+    options |= options_of(pipeline, sampling.guidance, sampling.negative_prompt, len(seeds))
+    if not hasattr(pipeline, "do_classifier_free_guidance"):
+        pipeline._guidance_scale = sampling.guidance  # which PixArt's call keeps to itself
+    if encoded:
+        options["prompt_embeds"] = prompts
     with (
         hooked(pipeline, taps or {}, sampling.mask),
         torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16),
     ):
         images = pipeline(
             prompt=None if encoded else list(prompts),
-            prompt_embeds=prompts if encoded else None,
             generator=generators,
             num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
             output_type="pt",
             **options,
         ).images
@@ -94,7 +97,7 @@ def generate(
 
 
 def draw_all(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     rows: Sequence[Mapping[str, str]],
     seeds: Sequence[int],
     sampling: Sampling,
@@ -109,7 +112,7 @@ def draw_all(
     return torch.cat(parts)
 
 
-def plan(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: int, bytes: int = 0) -> Plan:
+def plan(pipeline: DiffusionPipeline, sampling: Sampling, pictures: int, bytes: int = 0) -> Plan:
     """What it takes to draw so many ``pictures``, as two tell that are drawn now in one step and in two."""
     taken = []
     for steps in (1, 1, 2):  # the first warms up
@@ -118,3 +121,27 @@ def plan(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: int, b
         taken.append(time.perf_counter() - began)
     each = taken[1] + (sampling.steps - 1) * max(taken[2] - taken[1], 0.0)
     return Plan({"pictures": pictures, "denoising steps": pictures * sampling.steps}, bytes, pictures * each)
+
+
+class _Reached(Exception):
+    pass
+
+
+def timesteps_of(pipeline: DiffusionPipeline, sampling: Sampling) -> list[int]:
+    """The timesteps that ``sampling`` goes through, by the names that recordings and tables give them."""
+    if hasattr(pipeline, "unet"):
+        pipeline.scheduler.set_timesteps(sampling.steps)
+        return [whole_timestep(t) for t in pipeline.scheduler.timesteps]
+
+    def reached(*_: object) -> None:
+        raise _Reached
+
+    # Each pipeline of a transformer shifts its own timesteps by the picture's size, in its call and nowhere else.
+    handle = denoiser(pipeline).register_forward_pre_hook(reached)
+    try:
+        generate(pipeline, [""], [0], sampling, init_image=None, mask=None)
+    except _Reached:
+        return [whole_timestep(t) for t in pipeline.scheduler.timesteps]
+    finally:
+        handle.remove()
+    raise AssertionError("a pipeline calls its model")

@@ -41,10 +41,7 @@ def build(family: str, weights: dict[str, torch.Tensor]):
     from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 
     given = given_families.FAMILIES[family]
-    if family.startswith("Qwen"):
-        native = dict(weights)
-    else:
-        native = convert(dict(weights))
+    native = dict(weights) if family.startswith("Qwen") else convert(dict(weights))
     native |= {name: tensor for name, tensor in weights.items() if name.startswith("distilled_guidance_layer")}
     native = {_chroma(name): tensor for name, tensor in native.items()}
     if family.startswith("Flux2"):
