@@ -78,7 +78,7 @@ class SaeLoader(io.ComfyNode):
 
 def _guess(path: Path, site: str | None) -> Hookpoint:
     """Where an SAE reads whose file does not say: what the file or a folder it lies in is named after."""
-    written = re.search(r"unet\.[\w.]*attentions\.\d+", str(path))
+    written = re.search(r"unet\.[\w.]*attentions\.\d+|transformer\.[a-z_]+\.\d+", str(path))
     if written is None:
         raise SaeuronError(
             f"{path.name} does not say which block it reads: write it into `hookpoint`, "

@@ -9,8 +9,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...saeuron import SaeuronError
+from ...saeuron.families import family_of
 from ...saeuron.hookpoints import whole_timestep
-from .blocks import check_width, sigma_of, timestep_of
+from .blocks import check_width, root_of, sigma_of, timestep_of
 from .memory import KEY
 from .patching import Patch, Place, attach
 from .sockets import LoadedSae
@@ -108,7 +109,8 @@ def latent_size(model: ModelPatcher, latent: dict | None) -> tuple[int, int, int
     """Channels, height and width of the latents to draw: those of ``latent``, or what the model was trained on."""
     form, config = model.get_model_object("latent_format"), model.model.model_config.unet_config
     if latent is None:
-        side = SIDES.get(config.get("context_dim"), config.get("image_size", 64))
+        usual = 64 if family_of(root_of(model.model)) is None else 128
+        side = SIDES.get(config.get("context_dim"), config.get("image_size", usual))
         return form.latent_channels, side, side
     # Empty Latent Image of newer ComfyUIs counts in pixels of a usual model, and says so.
     ratio = latent.get("downscale_ratio_spacial") or downscale(model)

@@ -104,8 +104,8 @@ def test_both_hosts_read_the_same_tokens(comfyui, tmp_path, family):
             parts = (given.get(f"{case}.{part}") for part in ("x", "context", "pooled", "reference"))
             with hooked(pipeline, taps):
                 call(model, family, *parts)
-            for name, (read, timestep) in seen.items():
-                assert timestep == 500
+            for name, (read, when) in seen.items():
+                assert when == 500
                 ours[f"{case}|{name}|{site}"] = read
     weights = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
     asked = {f"tokens|{name}": torch.zeros(1) for name in names(model)}
