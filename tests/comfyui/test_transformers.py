@@ -113,7 +113,7 @@ def test_both_hosts_read_the_same_tokens(comfyui, tmp_path, family):
     environment = os.environ | {"COMFYUI_PATH": str(comfyui.path), "PYTHONPATH": str(INSIDE)}
     command = [str(comfyui.python), str(INSIDE / "transformers_run.py"), family]
     command += [str(tmp_path / "given.safetensors"), str(tmp_path / "theirs.safetensors")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200, check=False)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     theirs = load_file(tmp_path / "theirs.safetensors")
     for key, read in ours.items():
