@@ -42,7 +42,7 @@ def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def velocity(
     transformer: nn.Module, latents: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor
 ) -> torch.Tensor:
-    """Noise minus drawing as the model sees it, ``[B, C, h, w]``, from ``latents`` at the noise levels ``sigma`` ``[B]``.
+    """Noise minus drawing as the model sees it, ``[B, C, h, w]``, from ``latents`` at noise levels ``sigma`` ``[B]``.
 
     ``context`` ``[B, L, d]`` and ``pooled`` ``[B, d]`` are the encoded captions.
     """

@@ -46,10 +46,10 @@ def run_cycles(
     checkpoint: Path,
     loss_for: Callable[[Cycle], Callable[[torch.Generator], torch.Tensor]],
 ) -> None:
-    """Run ``cycles`` from number ``first`` on and leave their averaged weights, rounded to half precision, in ``model``.
+    """Run ``cycles`` from number ``first`` on; ``model`` is left with their averaged weights, in half precision.
 
-    ``loss_for`` makes of a cycle the function that draws a batch and gives its loss. Every cycle has a checkpoint of its
-    own, ``unet-0.pt`` for ``unet.pt``, and goes on from it.
+    ``loss_for`` makes of a cycle the function that draws a batch and gives its loss. Every cycle has a checkpoint of
+    its own, ``unet-0.pt`` for ``unet.pt``, and goes on from it.
     """
     for number, cycle in enumerate(cycles):
         if number < first:

@@ -84,7 +84,7 @@ def editing(edits: Mapping[Hookpoint, Sequence[Edit]]) -> dict[Hookpoint, Tap]:
 
 
 def reading(see: Callable[[torch.Tensor, float, torch.Tensor | None], None]) -> Tap:
-    """A tap that shows ``see`` the prompt's tokens, the timestep, and the tokens without the prompt where they are there.
+    """A tap that shows ``see`` the prompt's tokens, the timestep, and the unconditional tokens where there are any.
 
     Some pipelines call the model once for each of the two, and ``see`` is then shown the prompt's alone.
     """
