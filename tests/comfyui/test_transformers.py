@@ -40,7 +40,7 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
         found[f"{name}.context"] = torch.randn(batch, LENGTH, TEXT, generator=generator)
         found[f"{name}.pooled"] = torch.randn(batch, POOLED, generator=generator)
         if case["reference"]:
-            found[f"{name}.reference"] = torch.randn(batch, CHANNELS, 4, 6, generator=generator)
+            found[f"{name}.reference"] = torch.randn(batch, CHANNELS, 4, 8, generator=generator)
     return found
 
 
