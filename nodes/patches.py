@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..saeuron import SaeuronError, Setting, Steer, build_edits
-from .host import workflow
+from ..saeuron.redirect import Redirect
+from .host import files, headers, workflow
+from .host.finding import Finder
+from .host.model_files import check_place, check_same_sae, loader_of
 from .host.patching import Patch, attach
 from .host.roles import APPLIES_TO
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
@@ -27,7 +30,7 @@ WHOLE_MAP = ("redirect", "shift")
 
 def _where() -> list[io.Input]:
     """The inputs that both patches share: when, on which conditioning, and where in the picture."""
-    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "extra_dict": ADVANCED}
+    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "display_mode": io.NumberDisplay.slider, "extra_dict": ADVANCED}
     return [
         io.Float.Input("start_percent", default=0.0, tooltip="Where in the sampling the edit begins.", **percent),
         io.Float.Input("end_percent", default=1.0, tooltip="Where in the sampling the edit ends.", **percent),
@@ -68,15 +71,25 @@ class FeatureAblatePatch(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=0.0,
-                    max=10.0,
+                    min=-2.0,
+                    max=2.0,
                     step=0.05,
-                    tooltip="Multiplies every concept's own strength. 0 leaves the model as it is.",
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="0 leaves the concepts, 1 takes them out, 2 takes them out twice as hard; below 0 they are "
+                    "turned up.",
                 ),
                 *_where(),
             ],
             outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, strength: float | None) -> bool | str:
+        # What asks for an input checks its range itself, and workflows of before 0.2 may hold any up to 10.
+        number = workflow.number(cls)
+        same = workflow.told(check_same_sae, number)
+        return workflow.told(check_place, strength if strength is not None else 1.0, number) if same is True else same
 
     @classmethod
     def execute(
@@ -91,16 +104,21 @@ class FeatureAblatePatch(io.ComfyNode):
         applies_to: str = APPLIES_TO[0],
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if strength == 0:
-            return io.NodeOutput(model)
+        if strength == 0 or not concepts.settings:
+            return io.NodeOutput(model, ui=ui.PreviewText("Nothing is taken out."))
         settings = {
             name: in_mode(replace(setting, strength=setting.strength * strength), mode, name in concepts.counted)
             for name, setting in concepts.settings.items()
         }
+        headers.check_belongs(concepts.table, sae.sae.fingerprint, files.FROM_FILE, sae.name)
+        if concepts.table.has_contrasts:
+            detector = Redirect(sae.sae, concepts.table.contrasts(sae.sae), dict.fromkeys(settings, -1.0))
+            finder = Finder(detector, workflow.number(cls))
+            model = attach(model, Patch(sae.hookpoint, observer=finder, applies_to="positive", first=True), sae.patcher)
         for edit in build_edits(sae.sae, concepts.table, settings):
             patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
             model = attach(model, patch, sae.patcher)
-        return io.NodeOutput(model)
+        return io.NodeOutput(model, ui=ui.PreviewText("Waiting for the sampler."))
 
 
 def in_mode(setting: Setting, mode: str, counted: bool) -> Setting:
@@ -148,11 +166,13 @@ class FeatureSteerPatch(io.ComfyNode):
                 *_where(),
             ],
             outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
-        return workflow.told(read_latents, latents)
+        fits = workflow.told(check_place, latents, workflow.number(cls))
+        return workflow.told(check_latents, latents, workflow.number(cls)) if fits is True else fits
 
     @classmethod
     def execute(
@@ -178,6 +198,15 @@ def read_latents(text: str) -> list[int]:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise SaeuronError(f"`latents` is {text[:60]!r}: write numbers separated by commas, such as 12, 407") from None
+
+
+def check_latents(text: str, node_id: str | None) -> None:
+    """Raise SaeuronError where a latent is not a number, or none of the SAE's as far as its file tells."""
+    loader = loader_of(node_id)
+    if loader is None:
+        read_latents(text)
+    else:
+        parse_latents(text, headers.sae_of(loader["sae_name"]).n_latents)
 
 
 def parse_latents(text: str, n_latents: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The blocks of a ComfyUI model by the names that diffusers gives them."""
 
+from collections.abc import Iterable
+
 import comfy.model_sampling
 import comfy.utils
 import torch
@@ -7,18 +9,20 @@ from comfy.model_base import BaseModel
 
 from ...saeuron import Hookpoint, SaeuronError, SparseAutoencoder
 from ...saeuron.errors import nearest
-from ...saeuron.families import UNET, Grid, Stream, family_of, width_of
+from ...saeuron.families import UNET, Family, Grid, Stream, family_of, width_of
 
 
 def block_of(model: BaseModel, hookpoint: Hookpoint) -> torch.nn.Module:
     """The block at ``hookpoint``; raises SaeuronError with the nearest names."""
+    paths = _paths(model)
+    check_known(hookpoint.name, paths)
+    return root_of(model).get_submodule(paths[hookpoint.name])
+
+
+def widths_of(model: BaseModel) -> dict[str, int]:
+    """Every hookpoint of ``model`` and the width of the tokens there."""
     root = root_of(model)
-    blocks = _transformer_blocks(root) if family_of(root) else _unet_blocks(model)
-    if hookpoint.name not in blocks:
-        raise SaeuronError(
-            f"hookpoint {hookpoint.name!r} is not in this model; the nearest are {nearest(hookpoint.name, blocks)}"
-        )
-    return root.get_submodule(blocks[hookpoint.name])
+    return {name: _width(root, root.get_submodule(path)) for name, path in _paths(model).items()}
 
 
 def root_of(model: BaseModel) -> torch.nn.Module:
@@ -51,28 +55,51 @@ def sigma_of(sampling: object, timestep: torch.Tensor) -> torch.Tensor:
     return timestep / 1000 if isinstance(sampling, comfy.model_sampling.CONST) else sampling.sigma(timestep)
 
 
-def _transformer_blocks(root: torch.nn.Module) -> dict[str, str]:
-    lists = family_of(root).blocks
-    return {
-        f"transformer.{b.diffusers}.{n}": f"{b.comfyui}.{n}"
-        for b in lists
-        for n in range(len(getattr(root, b.comfyui)))
-    }
-
-
-def _unet_blocks(model: BaseModel) -> dict[str, str]:
-    native = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
-    end = ".norm.weight"
-    blocks = {f"unet.{n[: -len(end)]}": m[: -len(end)] for n, m in native.items() if n.endswith(end)}
-    return {name: path for name, path in blocks.items() if ".attentions." in name}
+def check_known(name: str, known: Iterable[str]) -> None:
+    """Raise SaeuronError with the nearest names unless ``name`` is one of those ``known``."""
+    if name not in known:
+        raise SaeuronError(f"hookpoint {name!r} is not in this model; the nearest are {nearest(name, known, 3)}")
 
 
 def check_width(sae: SparseAutoencoder, model: BaseModel, hookpoint: Hookpoint) -> None:
     """Raise SaeuronError unless ``sae`` reads tokens as wide as those at ``hookpoint``, which has to be there."""
-    block, root = block_of(model, hookpoint), root_of(model)
-    width = width_of(root) if family_of(root) else getattr(block, "in_channels", sae.d_in)
-    if width != sae.d_in:
+    width = _width(root_of(model), block_of(model, hookpoint))
+    check_same_width("this SAE", sae.d_in, width, hookpoint)
+
+
+def check_same_width(sae_name: str, d_in: int, width: int, hookpoint: Hookpoint) -> None:
+    """Raise SaeuronError unless tokens of ``width`` are what the SAE reads."""
+    if width != d_in:
         raise SaeuronError(
-            f"this SAE reads tokens of width {sae.d_in} and {hookpoint.name} of this model gives {width}: "
+            f"{sae_name} reads tokens of width {d_in} and {hookpoint.name} of this model gives {width}: "
             "it belongs to another model or another block"
         )
+
+
+def _width(root: torch.nn.Module, block: torch.nn.Module) -> int:
+    return width_of(root) if family_of(root) else block.in_channels
+
+
+def _paths(model: BaseModel) -> dict[str, str]:
+    """Diffusers' name of every block → ComfyUI's."""
+    root, config = root_of(model), model.model_config
+    family = family_of(root)
+    paths = _transformer_paths(family, root) if family else _unet_paths(config.unet_config)
+    if not paths:
+        raise SaeuronError(f"models of the family {type(config).__name__} are not supported yet")
+    return paths
+
+
+def _transformer_paths(family: Family, root: torch.nn.Module) -> dict[str, str]:
+    return {
+        f"transformer.{blocks.diffusers}.{n}": f"{blocks.comfyui}.{n}"
+        for blocks in family.blocks
+        for n in range(len(getattr(root, blocks.comfyui)))
+    }
+
+
+def _unet_paths(config: dict) -> dict[str, str]:
+    end, native = ".norm.weight", comfy.utils.unet_to_diffusers(config)
+    return {
+        f"unet.{n[: -len(end)]}": m[: -len(end)] for n, m in native.items() if n.endswith(end) and ".attentions." in n
+    }

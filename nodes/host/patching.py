@@ -42,7 +42,8 @@ class Patch:
     """What happens at one hookpoint: an ``edit``, or an ``observer`` that only looks.
 
     ``applies_to`` names the conditionings whose rows are meant; ``start`` and ``end`` are fractions of the sampling;
-    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture.
+    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture. What comes ``first`` sees the tokens ahead of all
+    edits, those of earlier nodes too.
     """
 
     hookpoint: Hookpoint
@@ -52,6 +53,7 @@ class Patch:
     start: float = 0.0
     end: float = 1.0
     mask: torch.Tensor | None = None
+    first: bool = False
 
     def window(self, sampling: Any) -> Window:
         """The timesteps at which the patch acts, by the model's ``sampling`` of this very call: nodes replace it."""
@@ -105,6 +107,8 @@ def attach(model: ModelPatcher, patch: Patch, sae: ModelPatcher | None = None) -
 
 def _with(patches: tuple[Patch, ...], new: Patch) -> tuple[Patch, ...]:
     """``patches`` and ``new``; two edits alike in all but their concepts become one, which costs one encode."""
+    if new.first:
+        return (new, *patches)
     for index, old in enumerate(patches):
         alike = old.edit is not None and new.edit is not None and old.mask is new.mask
         alike = alike and all(getattr(old, n) == getattr(new, n) for n in ("hookpoint", "applies_to", "start", "end"))

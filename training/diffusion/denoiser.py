@@ -15,6 +15,11 @@ def denoiser(pipeline: DiffusionPipeline) -> nn.Module:
     return getattr(pipeline, "unet", None) or pipeline.transformer
 
 
+def reads_one_text(pipeline: DiffusionPipeline) -> bool:
+    """Whether a model is told of a prompt what one text encoder makes of it, and no more: a UNet of SD 1 or 2."""
+    return hasattr(pipeline, "unet") and not hasattr(pipeline, "text_encoder_2")
+
+
 def own_side(pipeline: DiffusionPipeline) -> int:
     """Pixels a side of the pictures that a pipeline draws where no size is asked for."""
     config = denoiser(pipeline).config

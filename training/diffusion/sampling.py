@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import get_annotations
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,7 +14,7 @@ from saeuron.hookpoints import whole_timestep
 
 from ..common.options import Pictures
 from ..common.results import Plan
-from .denoiser import denoiser, options_of
+from .denoiser import denoiser, options_of, reads_one_text
 from .hook import Edit, Tap, editing, hooked
 from .load import from_image
 
@@ -77,23 +78,45 @@ def generate(
     if sampling.init_image is not None:
         pipeline = from_image(pipeline)
         options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
-    options |= options_of(pipeline, sampling.guidance, sampling.negative_prompt, len(seeds))
+    if reads_one_text(pipeline):
+        guided, bf16 = sampling.guidance > 1, sampling.bf16
+        options["prompt_embeds"] = prompts if encoded else text_embeddings(pipeline, prompts, bf16)
+        nothing = text_embeddings(pipeline, [sampling.negative_prompt], bf16) if guided else None
+        options["negative_prompt_embeds"] = nothing.expand(len(seeds), -1, -1) if guided else None
+        options["guidance_scale"] = sampling.guidance
+    else:
+        options["prompt"] = list(prompts)
+        options |= options_of(pipeline, sampling.guidance, sampling.negative_prompt, len(seeds))
     if not hasattr(pipeline, "do_classifier_free_guidance"):
         pipeline._guidance_scale = sampling.guidance  # which PixArt's call keeps to itself
-    if encoded:
-        options["prompt_embeds"] = prompts
     with (
         hooked(pipeline, taps or {}, sampling.mask),
         torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16),
     ):
         images = pipeline(
-            prompt=None if encoded else list(prompts),
             generator=generators,
             num_inference_steps=sampling.steps,
             output_type="pt",
             **options,
         ).images
     return images.float().cpu()
+
+
+_texts: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def text_embeddings(pipeline: DiffusionPipeline, prompts: Sequence[str], bf16: bool = False) -> torch.Tensor:
+    """What a UNet of SD 1 or 2 is told ``[B, length, d_text]``; a text is encoded once as long as its encoder lives."""
+    encoder = pipeline.text_encoder
+    known = _texts.setdefault(encoder, {})
+    new = list(dict.fromkeys(text for text in prompts if (text, bf16) not in known))
+    for start in range(0, len(new), 32):
+        part = new[start : start + 32]
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=bf16):
+            found = pipeline.encode_prompt(part, encoder.device, 1, False)[0]
+        known.update({(text, bf16): own.cpu() for text, own in zip(part, found, strict=True)})
+    return torch.stack([known[text, bf16] for text in prompts]).to(encoder.device)
 
 
 def draw_all(
