@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,23 +134,7 @@ def test_a_pickle_with_code_is_refused(pack, sdxl_unbox):
     assert str(sdxl_unbox) not in str(refused.value)
 
 
-def header_of(config, path):
-    """A checkpoint of a model of ``config`` whose weights are a hole in the file, which takes no room."""
-    config.set_inference_dtype(torch.float16, None)
-    model = config.get_model({}, device=torch.device("meta")).diffusion_model
-    header, offset = {}, 0
-    for name, tensor in model.state_dict().items():
-        size = 2 * tensor.numel()
-        offsets = [offset, offset := offset + size]
-        header[f"model.diffusion_model.{name}"] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": offsets}
-    written = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(written)) + written)
-        file.truncate(8 + len(written) + offset)
-    return path
-
-
-def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, tmp_path):
+def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, hollow, tmp_path):
     import comfy.supported_models
 
     config = comfy.supported_models.SD15(
@@ -168,29 +150,11 @@ def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, tmp_pa
         | {"transformer_depth_middle": 1, "num_heads": 8, "use_spatial_transformer": True, "adm_in_channels": None}
     )
     models, files = pack("host.model_files"), pack("host.files")
-    blocks = models._blocks(*files.stamp(header_of(config, tmp_path / "sd15.safetensors")))
+    blocks = models._blocks(*files.stamp(hollow(config, tmp_path / "sd15.safetensors")))
     assert len(blocks) == 16 and blocks["unet.up_blocks.1.attentions.1"] == 1280
     assert blocks["unet.down_blocks.0.attentions.0"] == 320
     (tmp_path / "none.safetensors").write_bytes(b"nothing of the kind")
     assert models._blocks(*files.stamp(tmp_path / "none.safetensors")) is None
-
-
-def test_a_transformers_blocks_are_read_from_the_header_of_its_checkpoint(pack, tmp_path):
-    import comfy.supported_models
-
-    sys.path.append(str(Path(__file__).parents[1]))
-    from families_given import COMFYUI_FLUX
-
-    config = comfy.supported_models.Flux(
-        COMFYUI_FLUX
-        | {"image_model": "flux", "vec_in_dim": 768, "context_in_dim": 4096, "guidance_embed": True}
-        | {"hidden_size": 3072, "num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56]}
-        | {"in_channels": 16, "out_channels": 16}
-    )
-    models, files = pack("host.model_files"), pack("host.files")
-    blocks = models._blocks(*files.stamp(header_of(config, tmp_path / "flux.safetensors")))
-    assert len(blocks) == 19 + 38 and set(blocks.values()) == {3072}
-    assert {"transformer.transformer_blocks.18", "transformer.single_transformer_blocks.37"} < set(blocks)
 
 
 def test_a_family_without_a_unet_is_named(pack, sae):

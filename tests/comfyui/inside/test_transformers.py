@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_patcher
 import comfy.ops
@@ -12,7 +13,7 @@ import torch
 from comfy_extras.nodes_torch_compile import set_torch_compile_wrapper
 
 sys.path.append(str(Path(__file__).parents[1]))
-from families_given import CHANNELS, FAMILIES, LENGTH, POOLED, TEXT
+from families_given import CHANNELS, COMFYUI_FLUX, FAMILIES, LENGTH, POOLED, TEXT
 
 DOUBLE, SINGLE = "transformer.transformer_blocks.1", "transformer.single_transformer_blocks.0"
 
@@ -133,3 +134,62 @@ def test_a_unets_sae_and_one_of_another_width_are_refused(pack, flux, loaded):
         patched(pack, "steer", flux, loaded(hookpoint("unet.up_blocks.1.attentions.1")))
     with pytest.raises(ValueError, match=r"reads tokens of width 16 and .* gives 32"):
         patched(pack, "steer", flux, loaded(hookpoint(DOUBLE), width=16))
+
+
+def test_a_transformers_blocks_are_read_from_the_header_of_its_checkpoint(pack, hollow, tmp_path):
+    models, files = pack("host.model_files"), pack("host.files")
+    blocks = models._blocks(*files.stamp(hollow(full_flux(), tmp_path / "flux.safetensors")))
+    assert len(blocks) == 19 + 38 and set(blocks.values()) == {3072}
+    assert {"transformer.transformer_blocks.18", "transformer.single_transformer_blocks.37"} < set(blocks)
+
+
+def full_flux():
+    width = {"hidden_size": 3072, "num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56]}
+    text = {"context_in_dim": 4096, "vec_in_dim": 768, "guidance_embed": True}
+    latents = {"in_channels": 16, "out_channels": 16}
+    return comfy.supported_models.Flux(COMFYUI_FLUX | {"image_model": "flux"} | width | text | latents)
+
+
+REFUSED = {
+    "a UNet's": ({"sae_name": "tinycanvas.safetensors"}, "not in this model; the nearest are transformer."),
+    "another family's": (
+        {"sae_name": "flux.safetensors", "hookpoint": "transformer.layers.12"},
+        "'transformer.layers.12' is not in this model; the nearest are transformer.transformer_blocks.12",
+    ),
+    "another width": (
+        {"sae_name": "flux.safetensors"},
+        "reads tokens of width 16 and transformer.transformer_blocks.1",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_what_does_not_fit_a_transformer_is_told_when_the_workflow_is_queued(
+    pack, hollow, tmp_path, monkeypatch, which
+):
+    import folder_paths
+
+    loader, sentence = REFUSED[which]
+    paths, extensions = folder_paths.folder_names_and_paths["saes"]
+    for folder, own in (("saes", [str(tmp_path), *paths]), ("diffusion_models", [str(tmp_path)])):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, (own, extensions))
+    sae = pack("saeuron", "").SparseAutoencoder(16, 64, k=8, hookpoint=pack("saeuron", "").Hookpoint(DOUBLE))
+    checkpoints = pack("checkpoints", "saeuron.")
+    checkpoints.save_bundle(checkpoints.Bundle(sae), tmp_path / "flux.safetensors")
+    hollow(full_flux(), tmp_path / "model.safetensors")
+    queued = {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "model.safetensors"}},
+        "2": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": "any.safetensors"}},
+        "3": {"class_type": "SAeUronLoader", "inputs": loader},
+        "4": {"class_type": "SAeUronSteerPatch", "inputs": {"model": ["2", 0], "sae": ["3", 0], "latents": "3"}},
+    }
+    workflow = pack("host.workflow")
+    monkeypatch.setattr(workflow, "_queued", SimpleNamespace(get=lambda: queued))
+    told = workflow.told(pack("host.model_files").check_place, "3", "4")
+    assert sentence in told and len(told) <= workflow.LONGEST
+
+
+def test_an_sae_of_the_texts_stream_is_refused_on_the_loader(pack, tmp_path):
+    guess = pack("host.guess").guess_hookpoint
+    with pytest.raises(ValueError, match="read the text's stream"):
+        guess("cc3m-FLUX.1-dev.transformer_blocks.18-0.safetensors", tmp_path / "own.safetensors")
