@@ -129,7 +129,7 @@ def test_a_file_of_torch_is_offered_read_and_told_of(pack, sdxl_unbox):
 def test_a_pickle_with_code_is_refused(pack, sdxl_unbox):
     with open(sdxl_unbox / "state_dict.pth", "wb") as file:
         pickle.dump({"state_dict": Path("x")}, file)
-    with pytest.raises(ValueError, match="never given") as refused:
+    with pytest.raises(ValueError, match=r"asks for pathlib\.PosixPath") as refused:
         pack("loader").SaeLoader.execute(f"{sdxl_unbox.parent.name}/final/state_dict.pth")
     assert str(sdxl_unbox) not in str(refused.value)
 
