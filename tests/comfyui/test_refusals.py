@@ -89,6 +89,12 @@ QUEUED = [
     ),
     (
         UNLEARN,
+        {LOADER: {"hookpoint": "transformer.transformer_blocks.18"}},
+        PATCH,
+        "hookpoint 'transformer.transformer_blocks.18' is not in this model; the nearest are unet.",
+    ),
+    (
+        UNLEARN,
         {"Second loader": {"sae_name": "wide/sae.safetensors"}, PATCH: {"sae": "Second loader →0"}},
         PATCH,
         "with tinycanvas.safetensors and the SAE here is sae.safetensors: connect one SAE to both",
