@@ -19,9 +19,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def alone(server):
     """The workflow `tinycanvas_unlearn`, one picture in four steps; and what each branch draws in a fresh server."""
-
-    from tests.comfyui.conftest import ROOT
-
     workflow = json.loads((ROOT / "workflows" / "api" / "tinycanvas_unlearn.json").read_text("utf-8"))
     workflow[find(workflow, "SAeUronTinyCanvas")]["inputs"] |= {"batch_size": 1, "enlarge": 1}
     for node in workflow.values():

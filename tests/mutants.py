@@ -1,0 +1,68 @@
+"""``python -m tests.mutants``: mutmut changes ``saeuron/`` in one small place at a time, and the tests have to notice.
+
+A seeded sample of all mutants is tried, each by those tests of ``tests/saeuron`` that reach the changed function, up to
+the first that fails. Told are a table by file, and what survived with its change. Wants mutmut in this environment.
+"""
+
+import argparse
+import collections
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NOTICED = ("killed", "timeout")
+FIRST = "saeuron.errors.*"
+"""A few mutants to begin with: by trying them, mutmut makes all the others."""
+
+
+def mutmut(*arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(ended.stdout[-4000:])
+    return ended.stdout
+
+
+def results() -> dict[str, str]:
+    """Mutant → what came of it, of all that there are."""
+    lines = [line.strip().rsplit(": ", 1) for line in mutmut("results", "--all", "true").splitlines()]
+    return {name: result for name, result in lines}
+
+
+def file_of(mutant: str) -> str:
+    """``saeuron.edits.xǁAblateǁapply__mutmut_3`` is one of ``saeuron/edits.py``."""
+    return mutant.rpartition(".")[0].replace(".", "/") + ".py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--sample", type=int, default=300, help="how many mutants are tried; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--least", type=float, default=0, help="per cent that have to be noticed")
+    options = parser.parse_args()
+    shutil.rmtree(ROOT / "mutants", ignore_errors=True)
+    mutmut("run", "--max-children", "1", FIRST)
+    every = sorted(results())
+    chosen = random.Random(options.seed).sample(every, options.sample or len(every))
+    mutmut("run", "--max-children", "1", *chosen)
+    found = {name: result for name, result in results().items() if name in chosen}
+    counts = collections.defaultdict(collections.Counter)
+    for name, result in found.items():
+        for of in (file_of(name), "all"):
+            counts[of]["tried"] += 1
+            counts[of]["noticed"] += result in NOTICED
+    print("| file | tried | noticed |\n|---|---|---|")
+    for name, own in sorted(counts.items(), key=lambda item: (item[0] == "all", item[0])):
+        print(f"| {name} | {own['tried']} | {own['noticed']} |")
+    share = 100 * counts["all"]["noticed"] / counts["all"]["tried"]
+    print(f"\nseed {options.seed}, {len(chosen)} of {len(every)} mutants, {share:.1f} % noticed\n")
+    for name in sorted(name for name, result in found.items() if result not in NOTICED):
+        print(mutmut("show", name))
+    return share < options.least
+
+
+if __name__ == "__main__":
+    sys.exit(main())
