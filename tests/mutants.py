@@ -2,7 +2,7 @@
 
 A seeded sample of all mutants is tried, each by the quickest of those tests of ``tests/saeuron`` that reach the changed
 function, up to the first that fails. Told are a table by file, and what survived with its change. Wants mutmut in this
-environment, and leaves its work in ``mutants/``, by which the next time is shorter.
+environment. What is known of each mutant stays in ``mutants/``, and is asked for again where that folder is deleted.
 """
 
 import argparse
@@ -63,9 +63,12 @@ def main() -> int:
     if not REACHED.exists():
         mutmut("run", "--max-children", "1", FIRST)
     keep_quickest(options.seconds)
-    every = sorted(results())
+    before = results()
+    every = sorted(before)
     chosen = random.Random(options.seed).sample(every, options.sample or len(every))
-    mutmut("run", "--max-children", "1", *chosen)
+    left = [name for name in chosen if before[name] == "not checked"]
+    if left:
+        mutmut("run", "--max-children", "1", *left)
     found = {name: result for name, result in results().items() if name in chosen}
     counts = collections.defaultdict(collections.Counter)
     for name, result in found.items():
