@@ -94,25 +94,32 @@ class Server:
             content = answer.read()
         return json.loads(content) if content else {}
 
-    def run(self, workflow: dict) -> dict[str, dict]:
-        """Queue a workflow in API format and wait; what each node showed, by node id. Raises Refused."""
+    def queue(self, workflow: dict) -> str:
+        """Queue a workflow in API format; its number. Raises Refused."""
         try:
-            number = self.post("/prompt", {"prompt": workflow})["prompt_id"]
+            return self.post("/prompt", {"prompt": workflow})["prompt_id"]
         except urllib.error.HTTPError as error:
             answer = json.loads(error.read())
             for node, found in answer.get("node_errors", {}).items():
                 first = found["errors"][0]
                 raise Refused(node, f"{first['message']}: {first['details']}", set()) from None
             raise AssertionError(answer) from None
+
+    def wait(self, number: str) -> dict:
+        """What ComfyUI remembers of the workflow of this number, once it has ended."""
         deadline = time.monotonic() + RUNS
         while time.monotonic() < deadline:
             entry = self.get_json(f"/history/{number}").get(number)
             if entry:
-                return self._outputs(entry)
+                return entry
             time.sleep(0.2)
         raise AssertionError(f"the workflow did not finish in {RUNS} s")
 
-    def _outputs(self, entry: dict) -> dict[str, dict]:
+    def run(self, workflow: dict) -> dict[str, dict]:
+        """Queue a workflow and wait; what each node showed, by node id. Raises Refused."""
+        return self.outputs(self.wait(self.queue(workflow)))
+
+    def outputs(self, entry: dict) -> dict[str, dict]:
         messages = entry["status"]["messages"]
         self.cached = {node for kind, message in messages if kind == "execution_cached" for node in message["nodes"]}
         for kind, message in messages:
