@@ -180,7 +180,7 @@ def test_a_name_is_never_taken_for_html(open_page):
     assert not page.evaluate("() => window.harmed")
     concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
       .find((widget) => widget.name === "concepts").value"""
-    assert page.evaluate(concepts) == f'neon, "{name}"'
+    assert page.evaluate(concepts) == f'sepia, "{name}"'
 
 
 def test_without_an_sae_the_button_says_what_to_do(open_page):
