@@ -118,7 +118,8 @@ app.registerExtension({
     const onExecuted = node.onExecuted;
     node.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);
-      if (message.text) tell(node, message.text.join("\n"));
+      const said = message.told?.flat() ?? message.text;
+      if (said) tell(node, said.join("\n"));
     };
   },
 });
