@@ -57,6 +57,7 @@ def test_no_multiplier_means_unit_rows(publish, tmp_path):
         ),
         ({"nb_concepts": 32}, r"model.pt has encoder.final_block.0.weight of shape \[64, 16\] .* says \[32, 16\]"),
         ({"top_k": None}, "config.json has no usable value for top_k"),
+        ({"top_k": 65}, "config.json does not fit: k is 65"),
         ({"input_dim": None}, "config.json has no usable value for input_dim"),
     ],
 )

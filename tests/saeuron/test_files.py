@@ -24,6 +24,11 @@ def test_json_and_tensors_come_back_as_they_went(tmp_path, make_tokens):
     assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
+def test_json_is_written_to_be_read_by_people(tmp_path):
+    write_json(tmp_path / "a.json", {"γ": [1]})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n "γ": [\n  1\n ]\n}\n'
+
+
 def test_nothing_but_the_file_is_left_beside_it(tmp_path):
     write_text(tmp_path / "a.txt", "one")
     write_text(tmp_path / "a.txt", "two")

@@ -44,6 +44,7 @@ def test_what_changes_nothing_hands_back_the_very_tokens(make_sae, make_tokens):
     assert Steer(sae, [3])(tokens, 501) is tokens
     assert Steer(sae, [], add=3.0)(tokens, 501) is tokens
     assert Steer(sae, [3], add=1.0)(tokens, 501, torch.zeros(1, 5)) is tokens
+    assert not torch.equal(Steer(sae, [3], add=1.0)(tokens, 501), tokens)
 
 
 def test_a_mask_shares_out_the_change(make_sae, make_tokens):
