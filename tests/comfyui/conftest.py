@@ -235,8 +235,10 @@ def browser(chromium):
 
 @pytest.fixture(scope="session")
 def models(server):
-    """Files of the names that the workflows for Stable Diffusion ask for; nothing reads them."""
-    wanted = [f"checkpoints/{name}.safetensors" for name in ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0")]
+    """Files of the names that the workflows for other models ask for; nothing reads them."""
+    checkpoints = ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0", "flux1-schnell-fp8")
+    wanted = [f"checkpoints/{name}.safetensors" for name in checkpoints]
+    wanted += ["saes/SAE_flux_18/state_dict.pth"]
     wanted += ["saes/unet.down_blocks.2.attentions.1_k10_hidden5120_auxk256_bs4096_lr0.0001/final/state_dict.pth"]
     wanted += [f"saes/unet.up_blocks.1.attentions.{i}/sae.safetensors" for i in (1, 2)]
     for name in wanted:
