@@ -64,7 +64,7 @@ def watch(command: list[str], folder: Path, told: Path) -> list[int]:
 
 
 def growth(memory: list[int]) -> tuple[float, float]:
-    """Megabytes in the third tenth of the time and in the last: the most, since work that comes and goes makes waves."""
+    """Megabytes at most in the third tenth of the time and in the last: what is read and freed makes waves."""
     tenth = max(len(memory) // 10, 1)
     return max(memory[2 * tenth : 3 * tenth]) / 1e6, max(memory[-tenth:]) / 1e6
 
