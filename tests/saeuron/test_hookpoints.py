@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from saeuron import Hookpoint, SaeuronError
-from saeuron.hookpoints import names, to_maps, to_tokens
+from saeuron.families import UNET, Grid, Stream
+from saeuron.hookpoints import names, place_of, to_maps, to_tokens
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,18 @@ def test_text_beside_the_picture_is_neither_read_nor_written(make_tokens, site):
     written = hookpoint.write(output, tokens, tokens + 1, place)
     assert torch.equal(written[:, :3], output[:, :3]) and torch.equal(written[:, 9:], output[:, 9:])
     torch.testing.assert_close(written[:, place], output[:, place] + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hookpoint_knows_the_width_of_its_tokens(unet):
+    assert Hookpoint("unet.up_blocks.1.attentions.1").width(unet) == 8
+
+
+def test_the_grid_is_the_maps_own_or_the_one_that_is_told(make_tokens):
+    assert place_of(UNET, make_tokens(2, 5, 3, 4), None) == (None, 3, 4)
+    assert place_of(Stream("x", text_first=True), make_tokens(2, 20, 5), Grid(2, 3)) == (slice(14, 20), 2, 3)
+
+
+def test_the_blocks_of_a_transformer_have_names_too():
+    lists = {"transformer_blocks": [None] * 2, "single_transformer_blocks": [None]}
+    blocks = ["transformer_blocks.0", "transformer_blocks.1", "single_transformer_blocks.0"]
+    assert names(type("FluxTransformer2DModel", (), lists)()) == [f"transformer.{block}" for block in blocks]

@@ -153,6 +153,8 @@ def test_maps_stay_together_only_where_that_is_asked_for(tmp_path):
     writer.write(0, Tokens(torch.zeros(40, 3), number % 2, number // 10, number), seed=0)
     (apart,), (together,) = (Recording(tmp_path).batches(40, 0, 0, by_map=by_map) for by_map in (False, True))
     assert in_runs(together) and not in_runs(apart)
+    (default,) = Recording(tmp_path).batches(40, 0, 0)
+    assert torch.equal(default.position, apart.position)
     assert sorted(together.position.tolist()) == sorted(apart.position.tolist()) == number.tolist()
 
 
@@ -315,3 +317,13 @@ def test_a_shard_with_what_is_no_number_is_named(tmp_path):
     open_writer(tmp_path).write(0, broken, seed=0)
     with pytest.raises(SaeuronError, match=r"shard-00000\.safetensors holds numbers in activations"):
         Recording(tmp_path).read("shard-00000.safetensors")
+
+
+def test_a_recording_that_grows_says_how_many_images_it_had(tmp_path):
+    record(tmp_path)
+    more = [*PROMPTS, {"prompt": "a bird", "object": "bird"}]
+    writer = open_writer(tmp_path, prompts=more)
+    assert writer.planned(3) == [2, 3] and not Recording(tmp_path).complete
+    assert Recording(tmp_path).prompts == more
+    writer = open_writer(tmp_path, prompts=[*more, more[0]])
+    assert writer.planned(4) == [2, 3, 4]
