@@ -11,7 +11,8 @@ from saeuron.checkpoints.pickled import read_pickle
 
 CONTENT = {
     "name": "γ", "bytes": b"x", "deep": {"list": [1, 2.5, None, True, False, ["x"]]},
-    "tuple": (1, (2,), (), (1, 2, 3, 4)), 7: -3, "large": 2**70, "empty": {}, "none": [], "ordered": collections.OrderedDict(a=1),
+    "tuple": (1, (2,), (), (1, 2, 3, 4)), 7: -3, "large": 2**70, "empty": {}, "none": [],
+    "ordered": collections.OrderedDict(a=1),
 }  # fmt: skip
 
 
