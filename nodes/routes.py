@@ -3,6 +3,7 @@
 import asyncio
 
 from ..saeuron import SaeuronError
+from . import atlas_routes
 from .host import files
 from .host.headers import concepts_of, offered
 
@@ -24,3 +25,4 @@ def register() -> None:
 
     if getattr(PromptServer, "instance", None) is not None:  # nodes are also listed without a server
         PromptServer.instance.routes.get("/saeuron/concepts")(concepts)
+        atlas_routes.register(PromptServer.instance.routes)

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("sae", "Train"),
     "score": ("sae", "Score"),
     "learn": ("sae", "Learn"),
+    "atlas": ("sae", "BuildAtlas"),
     "build": ("sae", "Build"),
     "sweep": ("evaluation", "Sweep"),
     "generate": ("evaluation", "Generate"),

@@ -24,7 +24,7 @@ def register() -> None:
 
 def names() -> list[str]:
     """The SAE files to offer; of a folder in SAeUron's layout it is the ``sae.safetensors`` inside."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if not is_table(name)]
+    return [name for name in folder_paths.get_filename_list(FOLDER) if not is_table(name) and not is_of_atlas(name)]
 
 
 def tables() -> list[str]:
@@ -59,3 +59,8 @@ def stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
 def is_table(name: str) -> bool:
     """Whether a file of this name is a concept table."""
     return Path(name).name.endswith("table.safetensors")
+
+
+def is_of_atlas(name: str) -> bool:
+    """Whether a file of this name is a part of an atlas."""
+    return any(folder.endswith(".atlas") for folder in Path(name.replace("\\", "/")).parts[:-1])

@@ -1,0 +1,195 @@
+"""What the atlas panel asks the server. An atlas goes by the name of its SAE; no path comes in or goes out."""
+
+import asyncio
+import io
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from ..saeuron import SaeuronError
+from ..saeuron.atlas import Atlas, sheets
+from ..saeuron.atlas.cards import curve_of, read_cards
+from ..saeuron.atlas.labels import LONGEST
+from .host import atlases, files, headers
+from .seen import search_by_brush, seen_pictures
+
+LARGEST = 512
+"""Pixels of the longest side of a crop."""
+LONGEST_QUESTION = 100_000
+"""Bytes of what is posted."""
+
+
+def register(routes) -> None:
+    """Add the panel's routes to those of a PromptServer."""
+    from aiohttp import web
+
+    def answer(work: Callable) -> Callable:
+        """A handler that tells what the user can mend as a sentence, and works apart from the server's own thread."""
+
+        async def handler(request: web.Request) -> web.Response:
+            try:
+                given = dict(request.query)
+                if request.method == "POST":
+                    given |= await _posted(request)
+                found = await asyncio.to_thread(work, given)
+            except (SaeuronError, ValueError) as error:
+                return web.json_response({"error": _without_folders(str(error))}, status=400)
+            if isinstance(found, bytes):
+                return web.Response(body=found, content_type="image/webp", headers={"Cache-Control": "max-age=3600"})
+            text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+            return web.Response(text=text, content_type="application/json")
+
+        return handler
+
+    async def _posted(request: web.Request) -> dict:
+        short = (request.content_length or 0) <= LONGEST_QUESTION
+        given = json.loads(await request.read()) if short else None
+        if not isinstance(given, dict):
+            raise SaeuronError("the question is not a JSON object, or too long")
+        return given
+
+    for path, work in {"saes": saes, "cards": cards, "latent": latent, "crop": crop, "seen": seen}.items():
+        routes.get(f"/saeuron/atlas/{path}")(answer(work))
+    for path, work in {"label": label, "brush": brush}.items():
+        routes.post(f"/saeuron/atlas/{path}")(answer(work))
+
+
+def saes(_given: dict) -> dict:
+    return {"saes": atlases.with_atlas()}
+
+
+def cards(given: dict) -> dict:
+    """All that the grid needs: the atlas's columns and the labels."""
+    name = sae_name(given)
+    with atlases.LOCK:
+        columns = read_cards(atlas_folder(name))
+    return columns | {"labels": atlases.labels_of(name)}
+
+
+def latent(given: dict) -> dict:
+    """What one card shows beside the columns: its curve, its pictures' prompts, the concepts it scores for."""
+    name = sae_name(given)
+    atlas = opened(atlas_folder(name))
+    number = latent_of(given, atlas)
+    strongest = atlas.strongest
+    pictures = [
+        {"prompt": atlas.row(picture)["prompt"], "strength": round(float(strength), 3)}
+        for picture, strength in zip(strongest.pictures[number].tolist(), strongest.strengths[number], strict=True)
+        if picture >= 0
+    ]
+    return {"curve": curve_of(atlas, number), "pictures": pictures, "concepts": scores_of(name, number)}
+
+
+def crop(given: dict) -> bytes:
+    """A picture in which a latent is strong, with its heat map, as WebP."""
+    atlas = opened(atlas_folder(sae_name(given)))
+    number, rank = latent_of(given, atlas), whole(given, "rank", atlas.strongest.pictures.shape[1])
+    side = min(whole(given, "side", LARGEST + 1), LARGEST) or 96
+    picture = int(atlas.strongest.pictures[number, rank])
+    if picture < 0:
+        raise SaeuronError(f"latent {number} has no picture {rank}")
+    heat = atlas.strongest.heat[number, rank].float().view(atlas.grid) / 255
+    image = atlas.picture(picture)
+    if given.get("heat") == "0":
+        heat = heat * 0 + 1
+    return encoded(sheets.heated(image, heat, side, given.get("close") == "1"))
+
+
+def seen(given: dict) -> dict | bytes:
+    """The pictures that a probe saw in this session; with ``picture``, one of them."""
+    pictures = seen_pictures()
+    if "picture" not in given:
+        return {"seen": [{"number": number, "sae": one.sae_name} for number, one in pictures.items()]}
+    number = int(given["picture"])
+    if number not in pictures:
+        raise SaeuronError("this picture is no longer kept: run its workflow again")
+    return encoded(pictures[number].image)
+
+
+def label(given: dict) -> dict:
+    name = sae_name(given)
+    number, text = latent_of(given, opened(atlas_folder(name))), given.get("text")
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise SaeuronError(f"a label is a text of up to {LONGEST} letters")
+    atlases.label(name, number, " ".join(text.split()))
+    return {"labels": atlases.labels_of(name)}
+
+
+def brush(given: dict) -> dict:
+    """The latents that fire where a picture was brushed and not elsewhere, the first first."""
+    return {"latents": search_by_brush(given.get("picture"), given.get("brush"), sae_name(given))}
+
+
+def sae_name(given: dict) -> str:
+    name = given.get("sae")
+    if name not in files.names():
+        raise SaeuronError(f"there is no file {str(name)[:60]!r} in models/saes")
+    return name
+
+
+def atlas_folder(name: str) -> Path:
+    folder = atlases.folder_of(name)
+    if folder is None:
+        raise SaeuronError(f"{name} has no atlas yet: build one with `training atlas`, or with the node Atlas Recorder")
+    return folder
+
+
+def opened(folder: Path) -> Atlas:
+    """The atlas in ``folder``, read again only when it has grown."""
+    return _opened(folder, (folder / "atlas.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: Path, _time: int) -> Atlas:
+    return Atlas.load(folder)
+
+
+def latent_of(given: dict, atlas: Atlas) -> int:
+    return whole(given, "latent", atlas.about["n_latents"])
+
+
+def whole(given: dict, name: str, under: int) -> int:
+    """A whole number from 0 to under ``under``; 0 where it is not given."""
+    try:
+        number = int(given.get(name, 0))
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < under:
+        raise SaeuronError(f"`{name}` has to be a whole number from 0 to {under - 1}")
+    return number
+
+
+def encoded(image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="WEBP", quality=85, lossless=max(image.size) <= sheets.LOSSLESS)
+    return file.getvalue()
+
+
+def scores_of(name: str, number: int) -> list[dict]:
+    """The concepts of the SAE's own table for which this latent scores highest."""
+    table = table_of(name, files.stamp(*files.sources(name)))
+    if table is None:
+        return []
+    known = headers.offered(table.concepts)
+    scores = {concept: float(_scores(table, concept)[number]) for concept in known}
+    best = sorted(scores.items(), key=lambda item: -item[1])[:5]
+    return [{"concept": concept, "score": round(score, 4)} for concept, score in best if score > 0]
+
+
+@lru_cache(maxsize=4)
+def table_of(name: str, _stamp: object):
+    from ..saeuron.checkpoints import load_bundle
+
+    return load_bundle(files.path(name)).table
+
+
+@lru_cache(maxsize=2048)
+def _scores(table, concept: str):
+    return table.scores(concept).mean(0)
+
+
+def _without_folders(message: str) -> str:
+    """``message`` with every path cut down to its last name: where things lie on the server is nobody's business."""
+    words = (word.rstrip(":,").rpartition("/")[2] + word[len(word.rstrip(":,")) :] for word in message.split(" "))
+    return " ".join(words)

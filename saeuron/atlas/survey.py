@@ -1,0 +1,130 @@
+"""A survey: what every latent does while a few pictures are sampled, place by place and over the timesteps."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..autoencoder import Code, SparseAutoencoder
+
+BINS = 20
+"""Parts that the timesteps 0…1000 are counted in."""
+MOST_PLACES = 16
+"""Places of a heat map a side: larger feature maps are pooled."""
+UNIT = 4096
+"""Activations are added up in whole parts of 1/UNIT, so that no order of adding changes a sum."""
+CHUNK = 1024
+"""Tokens that are encoded at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What adds up over pictures, exactly and in any order.
+
+    ``fired`` and ``sums`` are ``[BINS, n_latents]`` int64: tokens on which a latent fired, and its activations there in
+    parts of 1/UNIT. ``tokens`` ``[BINS]`` are all that were seen. ``ground`` ``[n_latents]`` are the tokens of the
+    pictures in which it fired, ``shown`` ``[n_latents]`` those pictures. ``peak`` is its largest activation.
+    """
+
+    fired: torch.Tensor
+    sums: torch.Tensor
+    tokens: torch.Tensor
+    ground: torch.Tensor
+    shown: torch.Tensor
+    peak: torch.Tensor
+
+    @classmethod
+    def zeros(cls, n_latents: int) -> "Counts":
+        whole = torch.zeros(BINS, n_latents, dtype=torch.int64)
+        return cls(whole, whole.clone(), whole[:, 0].clone(), whole[0].clone(), whole[0].clone(), torch.zeros(n_latents))
+
+    def plus(self, other: "Counts") -> "Counts":
+        added = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "peak"}
+        return Counts(**added, peak=torch.maximum(self.peak, other.peak))
+
+
+class Survey:
+    """Adds up the codes of ``pictures`` pictures over one sampling.
+
+    Every picture has one heat map a latent, pooled to ``grid`` (height, width): its activation at each place, averaged
+    over the timesteps. The maps lie where the tokens do, and take 4 · pictures · places · n_latents bytes there.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, pictures: int, height: int, width: int) -> None:
+        self.sae, self.height, self.width = sae, height, width
+        self.grid = min(height, MOST_PLACES), min(width, MOST_PLACES)
+        device = sae.W_enc.device
+        self.maps = torch.zeros(pictures, self.grid[0] * self.grid[1], sae.n_latents, device=device)
+        self.calls = torch.zeros(pictures, dtype=torch.int64)
+        self.fired = torch.zeros(pictures, sae.n_latents, dtype=torch.int64, device=device)
+        self.counts = Counts.zeros(sae.n_latents)
+        rows = torch.arange(height) * self.grid[0] // height
+        columns = torch.arange(width) * self.grid[1] // width
+        self.place = (rows[:, None] * self.grid[1] + columns).flatten().to(device)
+        self.share = 1 / torch.bincount(self.place, minlength=self.maps.shape[1])
+
+    @torch.no_grad()
+    def see(self, tokens: torch.Tensor, timestep: float, first: int = 0, sae: SparseAutoencoder | None = None) -> None:
+        """Add the ``tokens`` ``[B, N, d_in]`` of one model call, of the pictures from ``first`` on."""
+        sae = sae or self.sae
+        bin = min(int(float(timestep) * BINS / 1000), BINS - 1)
+        pictures = torch.arange(first, first + len(tokens), device=tokens.device)
+        where = (pictures[:, None] * self.maps.shape[1] + self.place).flatten()
+        for part, places in zip(tokens.flatten(0, 1).split(CHUNK), where.split(CHUNK), strict=True):
+            self._add(sae.encode_sparse(part), bin, places)
+        self.calls[first : first + len(tokens)] += 1
+        self.counts.tokens[bin] += tokens.shape[0] * tokens.shape[1]
+
+    def _add(self, code: Code, bin: int, places: torch.Tensor) -> None:
+        n = self.sae.n_latents
+        chosen = code.values > 0
+        values, latents = code.values[chosen].float(), code.latents[chosen]
+        where = places[:, None].expand_as(code.latents)[chosen]
+        self.maps.view(-1).index_add_(0, where * n + latents, values * self.share[where % self.maps.shape[1]])
+        pictures = where // self.maps.shape[1]
+        self.fired.view(-1).index_add_(0, pictures * n + latents, torch.ones_like(latents))
+        self.counts.fired[bin] += torch.bincount(latents, minlength=n).cpu()
+        parts = torch.bincount(latents, (values.double() * UNIT).round(), minlength=n)
+        self.counts.sums[bin] += parts.long().cpu()
+        peak = torch.zeros(n, device=values.device).scatter_reduce(0, latents, values, "amax")
+        torch.maximum(self.counts.peak, peak.cpu(), out=self.counts.peak)
+
+    def finish(self) -> "Seen":
+        """What was seen; nothing can be added afterwards."""
+        heat = (self.maps / self.calls.clamp_min(1)[:, None, None].to(self.maps.device)).half().cpu()
+        fired, counts = self.fired.cpu(), self.counts
+        each = self.height * self.width * self.calls[:, None]
+        counts.ground.copy_(((fired > 0) * each).sum(0))
+        counts.shown.copy_((fired > 0).sum(0))
+        return Seen(heat, self.grid, counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A finished survey: ``heat`` ``[B, places, n_latents]`` float16, places in ``grid`` (height, width)."""
+
+    heat: torch.Tensor
+    grid: tuple[int, int]
+    counts: Counts
+
+    @property
+    def strengths(self) -> torch.Tensor:
+        """Of each picture and latent the hottest place, ``[B, n_latents]``."""
+        return self.heat.amax(1)
+
+    def on_grid(self, grid: tuple[int, int]) -> torch.Tensor:
+        """``heat`` pooled or stretched to another ``grid``."""
+        if grid == self.grid:
+            return self.heat
+        maps = self.heat.float().movedim(-1, 1).unflatten(-1, self.grid)
+        return torch.nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).movedim(1, -1).half()
+
+    def firing_in(self, brush: torch.Tensor, picture: int) -> torch.Tensor:
+        """How much more each latent ``[n_latents]`` fires in ``brush`` than elsewhere in a picture, −1…1 of its heat.
+
+        ``brush`` ``[h, w]`` in 0..1 is of any size. A brush over the whole picture asks for its strongest latents.
+        """
+        weight = torch.nn.functional.interpolate(brush[None, None].float(), self.grid, mode="area").flatten()
+        heat = self.heat[picture].float()
+        inside = weight @ heat / weight.sum().clamp_min(1e-6)
+        outside = (1 - weight) @ heat / (1 - weight).sum().clamp_min(1e-6)
+        return (inside - outside) * inside / (inside + outside).clamp_min(1e-6)
