@@ -8,6 +8,7 @@ def extension():
     class SAeUronExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             from . import routes
+            from .atlas_recorder import AtlasRecorder
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
             from .host import files, workflow
@@ -32,6 +33,7 @@ def extension():
                 ActivationRecorder,
                 FeatureProbe,
                 FeatureMap,
+                AtlasRecorder,
                 ConceptPlot,
                 TinyCanvas,
             ]

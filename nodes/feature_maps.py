@@ -9,31 +9,47 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from ..saeuron.atlas.survey import Seen, Survey
 from ..saeuron.hookpoints import whole_timestep
 from .concept_text import match_name
 from .host import headers, workflow
 from .host.blocks import block_of, check_width
-from .host.memory import own_sae
+from .host.memory import KEY, own_sae
 from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, schema
 from .patches import parse_latents, read_latents
+from .seen import remember
 
 
 @dataclass(eq=False)
 class Probe:
-    """What fired in one sampling: for each name, activations ``[B, h, w]`` by timestep, summed over its latents."""
+    """What fired in one sampling: for each name, activations ``[B, h, w]`` by timestep, summed over its latents.
+
+    ``surveyed`` is what every latent of the SAE did, for the atlas; ``sae_name`` is the file that it came from.
+    ``edited`` says whether a patch of this pack changed what was drawn.
+    """
 
     sae: SparseAutoencoder
     groups: dict[str, "Group"]
+    sae_name: str = ""
     seen: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
+    survey: Survey | None = None
+    surveyed: Seen | None = None
+    edited: bool = False
 
     def begin(self, model: ModelPatcher) -> None:
         self.seen = {name: {} for name in self.groups}
+        self.edited = any(patch.edit is not None for patch in model.get_attachment(KEY) or ())
+        self.survey = self.surveyed = None
 
     @torch.no_grad()
     def see(self, tokens: torch.Tensor, place: Place) -> None:
         sae = own_sae(self.sae, place.model, tokens.device)
         chosen = tokens[place.rows.to(tokens.device)]
+        if self.survey is None:
+            self.survey = Survey(self.sae, len(chosen), place.height, place.width)
+        if self.survey.fits(len(chosen), place.height, place.width):  # areas of a picture are not the picture
+            self.survey.see(chosen, place.timestep, sae)
         for name, group in self.groups.items():
             latents = group.at(place.timestep).to(tokens.device)
             fired = sae.encode_at(chosen.flatten(0, 1), latents, torch.zeros(len(latents), device=tokens.device))
@@ -41,8 +57,9 @@ class Probe:
             self.seen[name].setdefault(whole_timestep(place.timestep), maps)
 
     def end(self, finished: bool) -> None:
-        if not finished:
-            self.seen = {}
+        self.seen = self.seen if finished else {}
+        self.surveyed = self.survey.finish() if finished and self.survey else None
+        self.survey = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,12 @@ class FeatureProbe(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 Sae.Input("sae"),
-                io.String.Input("latents", default="", tooltip="Numbers of latents to watch, separated by commas."),
+                io.String.Input(
+                    "latents",
+                    default="",
+                    tooltip="Numbers of latents to watch, separated by commas. All are watched for the atlas and its "
+                    "search by picture.",
+                ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts whose latents to watch."),
             ],
             outputs=[io.Model.Output(), FeatureRecord.Output("record", display_name="FEATURE RECORD")],
@@ -87,9 +109,7 @@ class FeatureProbe(io.ComfyNode):
         if concepts is not None:
             settings, table = concepts.settings, concepts.table
             groups |= {name: Group(setting.selection(sae.sae, table, name)) for name, setting in settings.items()}
-        if not groups:
-            raise SaeuronError("there is nothing to watch: write `latents`, or connect `concepts`")
-        probe = Probe(sae.sae, groups)
+        probe = Probe(sae.sae, groups, sae.name)
         patch = Patch(sae.hookpoint, observer=probe, applies_to="positive")
         return io.NodeOutput(attach(model, patch, sae.patcher), probe)
 
@@ -117,6 +137,10 @@ class FeatureMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, record: Probe, image: torch.Tensor, ranges: int, picture: int) -> io.NodeOutput:
+        if record.surveyed is not None:
+            remember(record.sae_name, record.surveyed, image)
+            if not record.groups:
+                raise SaeuronError("the probe watches no latent by name: write its `latents`, or connect `concepts`")
         if not any(record.seen.values()):
             raise SaeuronError("the probe saw nothing: connect the MODEL of Feature Probe to the sampler")
         count = min(len(maps) for seen in record.seen.values() for maps in seen.values())

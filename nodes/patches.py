@@ -1,16 +1,18 @@
 """Feature Ablate Patch and Feature Steer Patch."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..saeuron import SaeuronError, Setting, Steer, build_edits
-from .host import workflow
+from .host import atlases, workflow
 from .host.patching import Patch, attach
 from .host.roles import APPLIES_TO
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
+from .latent_text import read_curve, read_entries, resolved
 
 WAYS = {
     "tuned": {},
@@ -128,7 +130,12 @@ class FeatureSteerPatch(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 Sae.Input("sae"),
-                io.String.Input("latents", default="0", tooltip="Numbers of latents, separated by commas."),
+                io.String.Input(
+                    "latents",
+                    default="0",
+                    tooltip="Latents by number or by the label they have in the atlas, separated by commas; each may "
+                    "say its own: `407 neon: +8; 12: x0.5 20-80%; 3: +2 off`.",
+                ),
                 io.Float.Input(
                     "scale",
                     default=1.0,
@@ -146,13 +153,22 @@ class FeatureSteerPatch(io.ComfyNode):
                     tooltip="What is added to their activations on every token.",
                 ),
                 *_where(),
+                io.String.Input(
+                    "curve",
+                    default="",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    placeholder="0%: 1, 50%: 0.2",
+                    tooltip="How much of it all to do over the sampling, as points that are joined by lines. "
+                    "Empty: all of it, always.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
-        return workflow.told(read_latents, latents)
+        return workflow.told(read_entries, latents)
 
     @classmethod
     def execute(
@@ -166,10 +182,21 @@ class FeatureSteerPatch(io.ComfyNode):
         end_percent: float = 1.0,
         applies_to: str = APPLIES_TO[0],
         mask: torch.Tensor | None = None,
+        curve: str = "",
     ) -> io.NodeOutput:
-        edit = Steer(sae.sae, parse_latents(latents, sae.sae.n_latents), add=add, scale=scale)
-        patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
-        return io.NodeOutput(attach(model, patch, sae.patcher))
+        chosen = resolved(read_entries(latents), partial(atlases.latent_named, sae.name), sae.sae.n_latents)
+        alike: dict[tuple, list[int]] = {}
+        for latent, entry in chosen:
+            # What says one of the two for itself leaves the other alone.
+            own = (1.0, 0.0) if entry.add is not None or entry.scale is not None else (scale, add)
+            how = (own[0] if entry.scale is None else entry.scale, own[1] if entry.add is None else entry.add)
+            if entry.on:
+                alike.setdefault((*how, entry.part or (start_percent, end_percent)), []).append(latent)
+        for (factor, added, part), numbers in alike.items():
+            edit = Steer(sae.sae, numbers, add=added, scale=factor)
+            patch = Patch(sae.hookpoint, edit, None, applies_to, *part, mask, read_curve(curve))
+            model = attach(model, patch, sae.patcher)
+        return io.NodeOutput(model)
 
 
 def read_latents(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
@@ -39,7 +40,8 @@ class Patch:
     """What happens at one hookpoint: an ``edit``, or an ``observer`` that only looks.
 
     ``applies_to`` names the conditionings whose rows are meant; ``start`` and ``end`` are fractions of the sampling;
-    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture.
+    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture; ``curve`` how much of the edit is made over the
+    sampling, as points (fraction of the sampling, amount) that lines join.
     """
 
     hookpoint: Hookpoint
@@ -49,12 +51,21 @@ class Patch:
     start: float = 0.0
     end: float = 1.0
     mask: torch.Tensor | None = None
+    curve: tuple[tuple[float, float], ...] = ()
 
     def window(self, sampling: Any) -> Window:
         """The timesteps at which the patch acts, by the model's ``sampling`` of this very call: nodes replace it."""
         sigmas = torch.tensor([sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)])
         start, end = sampling.timestep(sigmas).tolist()
         return Window(start=start, end=end)
+
+    def amount(self, timestep: float, sampling: Any) -> float:
+        """How much of the edit is made at ``timestep``, by ``curve``."""
+        if not self.curve:
+            return 1.0
+        sigmas = torch.tensor([sampling.percent_to_sigma(share) for share, _ in self.curve])
+        points = sorted(zip(sampling.timestep(sigmas).tolist(), (amount for _, amount in self.curve), strict=True))
+        return float(numpy.interp(timestep, *zip(*points, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +115,7 @@ def _with(patches: tuple[Patch, ...], new: Patch) -> tuple[Patch, ...]:
     """``patches`` and ``new``; two edits alike in all but their concepts become one, which costs one encode."""
     for index, old in enumerate(patches):
         alike = old.edit is not None and new.edit is not None and old.mask is new.mask
+        alike = alike and old.curve == new.curve
         alike = alike and all(getattr(old, n) == getattr(new, n) for n in ("hookpoint", "applies_to", "start", "end"))
         edit = join(old.edit, new.edit) if alike else None
         if edit is not None:
@@ -175,10 +187,15 @@ def _edited(patch: Patch, tokens: torch.Tensor, place: Place) -> torch.Tensor:
     sae = own_sae(patch.edit.sae, place.model, tokens.device)
     edit = patch.edit if sae is patch.edit.sae else replace(patch.edit, sae=sae)
     maps = max(1, WORKSPACE // (4 * tokens.shape[1] * edit.sae.n_latents))
+    amount = patch.amount(place.timestep, place.model.model_sampling)
+    if amount == 0:
+        return tokens
     result = tokens
     for part in chosen.split(maps):
         given = tokens if len(part) == len(tokens) else tokens[part.to(tokens.device)]
         mask = on_tokens(patch.mask, place.pictures[part], place.height, place.width, tokens.device)
+        if amount != 1:
+            mask = (torch.ones(1, tokens.shape[1], device=tokens.device) if mask is None else mask) * amount
         edited = edit(given, place.timestep, mask=mask)
         if edited is given:
             continue

@@ -4,6 +4,7 @@ Columns, one entry a latent, so that 20 000 of them are read at once: how often 
 latents that fire with it. Words are the ones that its pictures' prompts have more of than others.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -65,10 +66,8 @@ def read_cards(folder: Path) -> dict:
     if all(kept.get(name) == value for name, value in current.items()):
         return kept
     cards = cards_of(Atlas.load(folder))
-    try:
+    with contextlib.suppress(SaeuronError):  # a folder that nobody may write to is read as well as another
         write_text(path, json.dumps(cards, ensure_ascii=False, separators=(",", ":")))
-    except SaeuronError:
-        pass  # a folder that nobody may write to is read as well as another
     return cards
 
 

@@ -52,7 +52,7 @@ class Atlas:
         empty = vars(Counts.zeros(n)) | vars(Strongest.none(n, places))
         for name, tensor in empty.items():
             if name not in tensors or tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
-                raise SaeuronError(f"{path} is not an atlas's: {name} is missing or of another size than atlas.json says")
+                raise SaeuronError(f"{path} is of another size than atlas.json says, or lacks {name}")
         if bool((tensors["pictures"] >= about["pictures"]).any()):
             raise SaeuronError(f"{path} names pictures that the atlas does not hold")
         counts = Counts(**{name: tensors[name] for name in vars(Counts.zeros(1))})
@@ -188,7 +188,10 @@ def _are_counts(found: object) -> bool:
 
 
 def codes_of(strengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The MOST strongest latents of each picture of ``strengths`` ``[B, n]``: starts ``[B + 1]``, latents, strengths."""
+    """The MOST strongest latents of each of the pictures ``strengths`` ``[B, n]``: starts, latents, strengths.
+
+    Those of picture ``b`` lie from ``starts[b]`` to ``starts[b + 1]``.
+    """
     kept, latents = strengths.float().topk(min(MOST, strengths.shape[1]), 1)
     chosen = kept > 0
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), chosen.sum(1).cumsum(0)])

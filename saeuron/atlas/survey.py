@@ -34,8 +34,8 @@ class Counts:
 
     @classmethod
     def zeros(cls, n_latents: int) -> "Counts":
-        whole = torch.zeros(BINS, n_latents, dtype=torch.int64)
-        return cls(whole, whole.clone(), whole[:, 0].clone(), whole[0].clone(), whole[0].clone(), torch.zeros(n_latents))
+        sizes = ((BINS, n_latents), (BINS, n_latents), (BINS,), (n_latents,), (n_latents,))
+        return cls(*(torch.zeros(size, dtype=torch.int64) for size in sizes), torch.zeros(n_latents))
 
     def plus(self, other: "Counts") -> "Counts":
         added = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "peak"}
@@ -46,56 +46,58 @@ class Survey:
     """Adds up the codes of ``pictures`` pictures over one sampling.
 
     Every picture has one heat map a latent, pooled to ``grid`` (height, width): its activation at each place, averaged
-    over the timesteps. The maps lie where the tokens do, and take 4 · pictures · places · n_latents bytes there.
+    over the timesteps. The maps lie in main memory and take 4 · pictures · places · n_latents bytes there.
     """
 
     def __init__(self, sae: SparseAutoencoder, pictures: int, height: int, width: int) -> None:
         self.sae, self.height, self.width = sae, height, width
         self.grid = min(height, MOST_PLACES), min(width, MOST_PLACES)
-        device = sae.W_enc.device
-        self.maps = torch.zeros(pictures, self.grid[0] * self.grid[1], sae.n_latents, device=device)
-        self.calls = torch.zeros(pictures, dtype=torch.int64)
-        self.fired = torch.zeros(pictures, sae.n_latents, dtype=torch.int64, device=device)
+        self.maps = torch.zeros(pictures, self.grid[0] * self.grid[1], sae.n_latents)
+        self.calls = 0
+        self.fired = torch.zeros(pictures, sae.n_latents, dtype=torch.int64)
         self.counts = Counts.zeros(sae.n_latents)
         rows = torch.arange(height) * self.grid[0] // height
         columns = torch.arange(width) * self.grid[1] // width
-        self.place = (rows[:, None] * self.grid[1] + columns).flatten().to(device)
+        self.place = (rows[:, None] * self.grid[1] + columns).flatten()
         self.share = 1 / torch.bincount(self.place, minlength=self.maps.shape[1])
 
+    def fits(self, pictures: int, height: int, width: int) -> bool:
+        """Whether maps of this number and size are those that were surveyed so far."""
+        return (pictures, height, width) == (len(self.maps), self.height, self.width)
+
     @torch.no_grad()
-    def see(self, tokens: torch.Tensor, timestep: float, first: int = 0, sae: SparseAutoencoder | None = None) -> None:
-        """Add the ``tokens`` ``[B, N, d_in]`` of one model call, of the pictures from ``first`` on."""
+    def see(self, tokens: torch.Tensor, timestep: float, sae: SparseAutoencoder | None = None) -> None:
+        """Add the ``tokens`` ``[B, N, d_in]`` of one model call; ``sae`` is the SAE's copy on another device."""
         sae = sae or self.sae
         bin = min(int(float(timestep) * BINS / 1000), BINS - 1)
-        pictures = torch.arange(first, first + len(tokens), device=tokens.device)
+        pictures = torch.arange(len(tokens))
         where = (pictures[:, None] * self.maps.shape[1] + self.place).flatten()
         for part, places in zip(tokens.flatten(0, 1).split(CHUNK), where.split(CHUNK), strict=True):
             self._add(sae.encode_sparse(part), bin, places)
-        self.calls[first : first + len(tokens)] += 1
+        self.calls += 1
         self.counts.tokens[bin] += tokens.shape[0] * tokens.shape[1]
 
     def _add(self, code: Code, bin: int, places: torch.Tensor) -> None:
         n = self.sae.n_latents
-        chosen = code.values > 0
-        values, latents = code.values[chosen].float(), code.latents[chosen]
-        where = places[:, None].expand_as(code.latents)[chosen]
+        values, latents = code.values.float().cpu(), code.latents.cpu()
+        chosen = values > 0
+        where = places[:, None].expand_as(latents)[chosen]
+        values, latents = values[chosen], latents[chosen]
         self.maps.view(-1).index_add_(0, where * n + latents, values * self.share[where % self.maps.shape[1]])
         pictures = where // self.maps.shape[1]
         self.fired.view(-1).index_add_(0, pictures * n + latents, torch.ones_like(latents))
-        self.counts.fired[bin] += torch.bincount(latents, minlength=n).cpu()
+        self.counts.fired[bin] += torch.bincount(latents, minlength=n)
         parts = torch.bincount(latents, (values.double() * UNIT).round(), minlength=n)
-        self.counts.sums[bin] += parts.long().cpu()
-        peak = torch.zeros(n, device=values.device).scatter_reduce(0, latents, values, "amax")
-        torch.maximum(self.counts.peak, peak.cpu(), out=self.counts.peak)
+        self.counts.sums[bin] += parts.long()
+        peak = torch.zeros(n).scatter_reduce(0, latents, values, "amax")
+        torch.maximum(self.counts.peak, peak, out=self.counts.peak)
 
     def finish(self) -> "Seen":
         """What was seen; nothing can be added afterwards."""
-        heat = (self.maps / self.calls.clamp_min(1)[:, None, None].to(self.maps.device)).half().cpu()
-        fired, counts = self.fired.cpu(), self.counts
-        each = self.height * self.width * self.calls[:, None]
-        counts.ground.copy_(((fired > 0) * each).sum(0))
-        counts.shown.copy_((fired > 0).sum(0))
-        return Seen(heat, self.grid, counts)
+        shown = (self.fired > 0).sum(0)
+        self.counts.shown.copy_(shown)
+        self.counts.ground.copy_(shown * (self.height * self.width * self.calls))
+        return Seen((self.maps / max(self.calls, 1)).half(), self.grid, self.counts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,8 +28,8 @@ export const lines = {
 };
 
 export const actions = {
-  steer: (sae, cards, latent, at) => put("SAeUronSteerPatch", sae, lines.steer(cards, latent), "\n", at),
-  remove: (sae, cards, latent, at) => put("SAeUronSteerPatch", sae, lines.remove(cards, latent), "\n", at),
+  steer: (sae, cards, latent, at) => put("SAeUronSteerPatch", sae, lines.steer(cards, latent), "; ", at),
+  remove: (sae, cards, latent, at) => put("SAeUronSteerPatch", sae, lines.remove(cards, latent), "; ", at),
   watch: (sae, cards, latent, at) => put("SAeUronFeatureProbe", sae, String(latent), ", ", at),
 };
 
@@ -39,7 +39,7 @@ function put(type, sae, text, between, at) {
   const selected = chosen.find((node) => node.comfyClass === type);
   const node = selected ?? place(graph, type, sae, chosen, at);
   const before = widget(node, "latents").value.trim();
-  const numbers = before.split(/[\n,]/).map((entry) => entry.trim().split(/[\s:]/)[0]);
+  const numbers = before.split(/[\n,;]/).map((entry) => entry.trim().split(/[\s:]/)[0]);
   const own = text.split(/[\s:]/)[0];
   if (!selected || !before) set(node, "latents", text);
   else if (!numbers.includes(own)) set(node, "latents", `${before}${between}${text}`);
