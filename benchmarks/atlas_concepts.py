@@ -3,9 +3,9 @@
 python -m benchmarks.atlas_concepts --atlas FOLDER
 
 Nobody has labelled anything: a concept's word is typed into the panel's own search (`web/js/atlas/search.js`, run by
-Playwright's node), or a picture of it is brushed whole, against one without it, as a person would look for it. The
-first few latents offered are steered in, at a few strengths of their peak, into pictures whose prompts do not name the
-concept; TinyCanvas's judge says in how many it then appears.
+node), or a picture of it is brushed whole, as a person would look for it. The first few latents offered are steered in,
+at a few strengths of their peak, into pictures whose prompts do not name the concept; TinyCanvas's judge says in how
+many it then appears.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import json
 import subprocess
 from pathlib import Path
 
-import playwright
+import torch
 
 from saeuron import Steer
-from saeuron.atlas import Survey
+from saeuron.atlas import Atlas
 from saeuron.atlas.cards import read_cards
 from saeuron.atlas.labels import read
 from saeuron.checkpoints import load_bundle
@@ -29,7 +29,6 @@ from training.sae.atlas import Surveyor
 
 ROOT = Path(__file__).parents[1]
 SAE = ROOT / "tinycanvas" / "saes" / "tinycanvas.safetensors"
-NODE = Path(playwright.__file__).parent / "driver" / "node"
 SEARCH = """
 import {{ find, prepare }} from "{module}";
 import {{ readFileSync }} from "node:fs";
@@ -38,7 +37,7 @@ const own = prepare(cards);
 const found = words.map((word) => [word, find(own, {{ text: word, filter: "alive" }}).slice(0, 10)]);
 console.log(JSON.stringify(Object.fromEntries(found)));
 """
-STRENGTHS = (1.0, 2.0, 0.5, 4.0)
+STRENGTHS = (1.0, 2.0, 3.0)
 """What is added, in parts of the latent's largest activation: where the slider is moved."""
 ENOUGH = 0.8
 
@@ -46,18 +45,17 @@ ENOUGH = 0.8
 def by_words(folder: Path, words: list[str]) -> dict[str, list[int]]:
     cards = read_cards(folder) | {"labels": read(folder)}
     program = SEARCH.format(module=(ROOT / "web" / "js" / "atlas" / "search.js").as_uri())
-    command = [str(NODE), "--no-warnings", "--input-type=module", "-e", program]
+    command = ["node", "--no-warnings", "--input-type=module", "-e", program]
     asked = json.dumps({"cards": cards, "words": words})
     return json.loads(subprocess.run(command, input=asked, capture_output=True, text=True, check=True).stdout)
 
 
-def by_picture(pipeline, sae, sampling: Sampling, concept: str) -> list[int]:
+def by_picture(pipeline, sae, sampling: Sampling, concept: str, usual: torch.Tensor) -> list[int]:
     """The latents offered for one picture that shows the concept, brushed whole."""
     surveyor = Surveyor(sae, 1, sampling)
     images = generate(pipeline, [shows(concept)], [7], sampling, {sae.hookpoint: surveyor.tap})
-    survey: Survey = surveyor.of(images)
-    inside = survey.finish().heat[0].float().mean(0)
-    return inside.topk(10).indices.tolist()
+    found = surveyor.of(images).finish().firing_in(torch.ones(8, 8), 0, usual)
+    return found.topk(10).indices.tolist()
 
 
 def shows(concept: str) -> str:
@@ -91,21 +89,22 @@ def main() -> None:
         named = judge(draw_all(pipeline, rows, range(100, 100 + given.pictures), sampling, edits))[kind]
         return named.count(concept) / len(named)
 
-    lines = []
-    for concept in concepts:
-        before, best = appears(concept, 0, 0.0), (0.0, "-", "-", "-")
-        offered = [(latent, "word", place) for place, latent in enumerate(words[concept][: given.candidates], 1)]
-        tried = iter(offered)
-        for latent, way, place in tried:
-            best = max(best, *((appears(concept, latent, s), way, place, f"{latent} +{s} peak") for s in STRENGTHS[:2]))
-            if best[0] >= ENOUGH:
-                break
-        if best[0] < ENOUGH:
-            for place, latent in enumerate(by_picture(pipeline, sae, sampling, concept)[: given.candidates], 1):
-                best = max(best, *((appears(concept, latent, s), "picture", place, f"{latent} +{s} peak") for s in STRENGTHS[:2]))
+    def tried(concept: str, way: str, latents: list[int]) -> tuple:
+        """The best of the latents offered, or the first that is good enough."""
+        best = (0.0, way, 0, "")
+        for place, latent in enumerate(latents[: given.candidates], 1):
+            for strength in STRENGTHS:
+                best = max(best, (appears(concept, latent, strength), way, place, f"{latent} +{strength:g} peak"))
                 if best[0] >= ENOUGH:
-                    break
-        lines.append([concept, f"{before:.0%}", f"{best[0]:.0%}", *best[1:]])
+                    return best
+        return best
+
+    lines, usual = [], Atlas.load(given.atlas).usual
+    for concept in concepts:
+        found = tried(concept, "word", words[concept])
+        if found[0] < ENOUGH:
+            found = max(found, tried(concept, "picture", by_picture(pipeline, sae, sampling, concept, usual)))
+        lines.append([concept, f"{appears(concept, 0, 0.0):.0%}", f"{found[0]:.0%}", *found[1:]])
         print(lines[-1], flush=True)
     print(table(["concept", "before", "turned up", "found by", "place", "latent"], lines))
     print(f"{sum(float(line[2].rstrip('%')) >= 100 * ENOUGH for line in lines)} of {len(lines)}")

@@ -91,9 +91,10 @@ def crop(given: dict) -> bytes:
         raise SaeuronError(f"latent {number} has no picture {rank}")
     heat = atlas.strongest.heat[number, rank].float().view(atlas.grid) / 255
     image = atlas.picture(picture)
-    if given.get("heat") == "0":
-        heat = heat * 0 + 1
-    return encoded(sheets.heated(image, heat, side, given.get("close") == "1"))
+    strengths = atlas.strongest.strengths[number]
+    light = float(strengths[rank] / strengths[0]) ** 0.5  # weaker pictures stay darker than the strongest
+    shown = heat * 0 + 1 if given.get("heat") == "0" else heat * light
+    return encoded(sheets.heated(image, shown, side, sheets.window(heat, image.size) if given.get("close") else None))
 
 
 def seen(given: dict) -> dict | bytes:
@@ -118,7 +119,9 @@ def label(given: dict) -> dict:
 
 def brush(given: dict) -> dict:
     """The latents that fire where a picture was brushed and not elsewhere, the first first."""
-    return {"latents": search_by_brush(given.get("picture"), given.get("brush"), sae_name(given))}
+    name = sae_name(given)
+    usual = opened(atlas_folder(name)).usual
+    return {"latents": search_by_brush(given.get("picture"), given.get("brush"), name, usual)}
 
 
 def sae_name(given: dict) -> str:

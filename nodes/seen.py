@@ -46,8 +46,11 @@ def seen_pictures() -> dict[int, SeenPicture]:
     return dict(sorted(_pictures.items(), reverse=True))
 
 
-def search_by_brush(number: object, rows: object, sae_name: str) -> list[int]:
-    """The latents that fire where ``rows`` (a list of lists of 0…1) say and not elsewhere in picture ``number``."""
+def search_by_brush(number: object, rows: object, sae_name: str, usual: torch.Tensor | None = None) -> list[int]:
+    """The latents that fire where ``rows`` (a list of lists of 0…1) say and not elsewhere in picture ``number``.
+
+    ``usual`` ``[n_latents]`` is how much each fires over all pictures of the atlas.
+    """
     one = _pictures.get(number) if isinstance(number, int) else None
     if one is None or one.sae_name != sae_name:
         raise SaeuronError("this picture is no longer kept: run its workflow again")
@@ -55,6 +58,6 @@ def search_by_brush(number: object, rows: object, sae_name: str) -> list[int]:
     sound = sound and 0 < len(rows[0]) <= SIDES and all(len(row) == len(rows[0]) for row in rows)
     if not sound or not all(isinstance(value, int | float) for row in rows for value in row):
         raise SaeuronError(f"a brush is rows of numbers, up to {SIDES} a side")
-    values = one.seen.firing_in(torch.tensor(rows, dtype=torch.float32).clamp(0, 1), one.place)
+    values = one.seen.firing_in(torch.tensor(rows, dtype=torch.float32).clamp(0, 1), one.place, usual)
     best, latents = values.topk(min(OFFERED, len(values)))
     return latents[best > 0].tolist()

@@ -16,7 +16,7 @@ from ..errors import SaeuronError, check_same
 from ..files import read_json, read_tensors, write_json, write_tensors
 from .sheets import cut, write_sheet
 from .strongest import KEPT, Strongest
-from .survey import BINS, Counts, Seen
+from .survey import BINS, UNIT, Counts, Seen
 
 FORMAT, VERSION = "saeuron-atlas", 1
 MOST = 256
@@ -61,6 +61,11 @@ class Atlas:
     @property
     def pictures(self) -> int:
         return self.about["pictures"]
+
+    @property
+    def usual(self) -> torch.Tensor:
+        """Mean activation of every latent over all tokens of all pictures, ``[n_latents]``."""
+        return (self.counts.sums.sum(0) / UNIT / self.counts.tokens.sum().clamp_min(1)).float()
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -40,18 +40,19 @@ def cut(sheet: Image.Image, sizes: Sequence[Sequence[int]], number: int) -> Imag
     return sheet.crop((left, top, left + sizes[number][0], top + sizes[number][1]))
 
 
-def heated(image: Image.Image, heat: torch.Tensor, side: int, close: bool) -> Image.Image:
-    """``image`` with the heat map ``[h, w]`` in 0..1 over it, its longer side ``side`` pixels.
+def heated(
+    image: Image.Image, heat: torch.Tensor, side: int, crop: tuple[int, int, int, int] | None = None
+) -> Image.Image:
+    """``image`` with the heat map ``[h, w]`` in 0..1 over it, its longer side ``side`` pixels; of ``crop`` alone.
 
-    What is cold is darkened, and a rim is drawn nowhere: colours stay what they are where the latent fires. ``close``
-    crops to where it does.
+    What is cold is darkened, so that colours stay what they are where the latent fires.
     """
     shade = Image.fromarray((heat.clamp(0, 1) * 255).byte().numpy()).resize(image.size, Image.Resampling.BICUBIC)
     light = numpy.asarray(shade, dtype=numpy.float32)[..., None] / 255
     pixels = numpy.asarray(image, dtype=numpy.float32)
     image = Image.fromarray((pixels * (0.25 + 0.75 * light)).clip(0, 255).astype(numpy.uint8))
-    if close:
-        image = image.crop(window(heat, image.size))
+    if crop is not None:
+        image = image.crop(crop)
     scale = side / max(image.size)
     size = tuple(max(1, round(length * scale)) for length in image.size)
     return image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)

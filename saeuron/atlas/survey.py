@@ -12,6 +12,8 @@ MOST_PLACES = 16
 """Places of a heat map a side: larger feature maps are pooled."""
 UNIT = 4096
 """Activations are added up in whole parts of 1/UNIT, so that no order of adding changes a sum."""
+FAINT = 1e-3
+"""Mean activation that is as good as none."""
 CHUNK = 1024
 """Tokens that are encoded at once."""
 
@@ -120,13 +122,15 @@ class Seen:
         maps = self.heat.float().movedim(-1, 1).unflatten(-1, self.grid)
         return torch.nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).movedim(1, -1).half()
 
-    def firing_in(self, brush: torch.Tensor, picture: int) -> torch.Tensor:
-        """How much more each latent ``[n_latents]`` fires in ``brush`` than elsewhere in a picture, −1…1 of its heat.
+    def firing_in(self, brush: torch.Tensor, picture: int, usual: torch.Tensor | None = None) -> torch.Tensor:
+        """How much each latent ``[n_latents]`` tells ``brush`` from the rest of a picture and from other pictures.
 
-        ``brush`` ``[h, w]`` in 0..1 is of any size. A brush over the whole picture asks for its strongest latents.
+        That is ``p log(p / q)`` of its mean activation p in the brush ``[h, w]`` (0..1, of any size) and the larger of
+        that elsewhere in the picture and ``usual``, its mean over all pictures.
         """
         weight = torch.nn.functional.interpolate(brush[None, None].float(), self.grid, mode="area").flatten()
         heat = self.heat[picture].float()
         inside = weight @ heat / weight.sum().clamp_min(1e-6)
         outside = (1 - weight) @ heat / (1 - weight).sum().clamp_min(1e-6)
-        return (inside - outside) * inside / (inside + outside).clamp_min(1e-6)
+        elsewhere = outside if usual is None else torch.maximum(outside, usual)
+        return inside * ((inside + FAINT) / (elsewhere + FAINT)).log()

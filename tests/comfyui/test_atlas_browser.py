@@ -1,6 +1,5 @@
 """The atlas panel in ComfyUI's own front end, as a person uses it: search, open, remove, queue; brush; label."""
 
-import numpy
 import pytest
 
 from tests.comfyui.test_browser import (  # noqa: F401 (fixtures)

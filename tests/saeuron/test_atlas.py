@@ -171,3 +171,6 @@ def test_a_brush_finds_what_fires_there_and_not_elsewhere(random_sae):
     brush[2:4, 2:4] = 1
     found = survey.finish().firing_in(brush, 0)
     assert int(found.argmax()) == 2 and found[1] == 0 and found[3] <= 0
+    usual = torch.zeros(random_sae.n_latents)
+    usual[2] = 10.0  # a latent that always fires tells nothing
+    assert survey.finish().firing_in(brush, 0, usual)[2] < 0

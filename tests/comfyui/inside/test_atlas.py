@@ -10,7 +10,7 @@ def own_saes(pack, tmp_path, monkeypatch):
     import folder_paths
 
     files = pack("host.files")
-    paths, extensions = folder_paths.folder_names_and_paths[files.FOLDER]
+    _, extensions = folder_paths.folder_names_and_paths[files.FOLDER]
     monkeypatch.setitem(
         folder_paths.folder_names_and_paths, files.FOLDER, ([str(tmp_path), str(files.EMBEDDED)], extensions)
     )
@@ -33,7 +33,7 @@ def edits_of(pack, model):
 def test_every_latent_is_surveyed_at_its_place(pack, recorded, sae):
     seen = recorded[0].surveyed
     assert seen.heat.shape == (2, 64, 1024) and seen.grid == (8, 8)
-    assert 0 < int(seen.counts.fired.sum()) and seen.counts.tokens.sum() == 2 * 6 * 64
+    assert int(seen.counts.fired.sum()) > 0 and seen.counts.tokens.sum() == 2 * 6 * 64
 
 
 def test_pictures_are_added_to_a_copy_of_the_atlas_that_came_along_and_only_once(pack, recorded, own_saes):

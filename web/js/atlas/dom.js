@@ -7,7 +7,7 @@ export function h(tag, attributes = {}, ...children) {
     else if (name in element && !["list", "style"].includes(name)) element[name] = value;
     else element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 

@@ -9,6 +9,8 @@ import { Grid } from "./grid.js";
 import { find, FILTERS, prepare, SORTS } from "./search.js";
 import { ask } from "./server.js";
 
+const LAST = "saeuron-atlas"; // under which the browser remembers the SAE that was looked at last
+
 const guarded = (work) => async (...given) => {
   try {
     return await work(...given);
@@ -67,7 +69,8 @@ export class Panel {
     const names = Object.keys(saes).sort((one, other) => saes[other] - saes[one]);
     const option = (name) => h("option", { value: name, disabled: !saes[name] }, saes[name] ? name : `${name} (no atlas)`);
     this.choice.replaceChildren(...names.map(option));
-    const first = this.sae && saes[this.sae] ? this.sae : names.find((name) => saes[name]);
+    const last = this.sae ?? localStorage.getItem(LAST);
+    const first = saes[last] ? last : names.find((name) => saes[name]);
     if (!first) {
       this.told.textContent = "No SAE has an atlas yet: build one with `training atlas`, or with the node Atlas Recorder.";
       return;
@@ -79,6 +82,7 @@ export class Panel {
   async load(sae) {
     const cards = prepare(await ask("cards", { sae }));
     Object.assign(this, { sae, cards });
+    localStorage.setItem(LAST, sae);
     this.back();
     this.search(null);
   }
