@@ -11,6 +11,7 @@ from ..saeuron import SaeuronError
 from ..saeuron.atlas import Atlas, sheets
 from ..saeuron.atlas.cards import curve_of, read_cards
 from ..saeuron.atlas.labels import LONGEST
+from ..saeuron.files import write_atomically
 from .host import atlases, files, headers
 from .seen import search_by_brush, seen_pictures
 
@@ -49,9 +50,16 @@ def register(routes) -> None:
             raise SaeuronError("the question is not a JSON object, or too long")
         return given
 
-    for path, work in {"saes": saes, "cards": cards, "latent": latent, "crop": crop, "seen": seen}.items():
+    for path, work in {
+        "saes": saes,
+        "cards": cards,
+        "latent": latent,
+        "crop": crop,
+        "seen": seen,
+        "pair": pair,
+    }.items():
         routes.get(f"/saeuron/atlas/{path}")(answer(work))
-    for path, work in {"label": label, "brush": brush}.items():
+    for path, work in {"label": label, "brush": brush, "pair": keep_pair}.items():
         routes.post(f"/saeuron/atlas/{path}")(answer(work))
 
 
@@ -78,7 +86,8 @@ def latent(given: dict) -> dict:
         for picture, strength in zip(strongest.pictures[number].tolist(), strongest.strengths[number], strict=True)
         if picture >= 0
     ]
-    return {"curve": curve_of(atlas, number), "pictures": pictures, "concepts": scores_of(name, number)}
+    about = {"curve": curve_of(atlas, number), "pictures": pictures, "concepts": scores_of(name, number)}
+    return about | {"pair": atlases.pair_time(name, number)}
 
 
 def crop(given: dict) -> bytes:
@@ -115,6 +124,28 @@ def label(given: dict) -> dict:
         raise SaeuronError(f"a label is a text of up to {LONGEST} letters")
     atlases.label(name, number, " ".join(text.split()))
     return {"labels": atlases.labels_of(name)}
+
+
+def pair(given: dict) -> bytes:
+    """One side of the pair that was drawn of a latent."""
+    name = sae_name(given)
+    number, side = latent_of(given, opened(atlas_folder(name))), given.get("side")
+    path = atlases.pair_path(name, number, "up" if side == "up" else "down")
+    if not path.exists():
+        raise SaeuronError(f"no pair was drawn of latent {number} yet")
+    return path.read_bytes()
+
+
+def keep_pair(given: dict) -> dict:
+    """Keep two pictures that ComfyUI has just shown as a latent's pair."""
+    name = sae_name(given)
+    number = latent_of(given, opened(atlas_folder(name)))
+    for side in ("up", "down"):
+        image = atlases.shown_picture(given.get(side))
+        image.thumbnail((LARGEST, LARGEST))
+        content = encoded(image)
+        write_atomically(atlases.pair_path(name, number, side), lambda path, content=content: path.write_bytes(content))
+    return {"pair": atlases.pair_time(name, number)}
 
 
 def brush(given: dict) -> dict:

@@ -15,6 +15,7 @@ COMMANDS = {
     "atlas": ("sae", "BuildAtlas"),
     "build": ("sae", "Build"),
     "sweep": ("evaluation", "Sweep"),
+    "label": ("evaluation", "Label"),
     "generate": ("evaluation", "Generate"),
     "evaluate": ("evaluation", "Evaluate"),
     "attack": ("evaluation", "Attack"),

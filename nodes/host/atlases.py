@@ -4,6 +4,9 @@ import shutil
 import threading
 from pathlib import Path
 
+import folder_paths
+from PIL import Image
+
 from ...saeuron import SaeuronError
 from ...saeuron.atlas import labels
 from ...saeuron.checkpoints import LAYOUTS
@@ -61,6 +64,27 @@ def latent_named(sae_name: str, name: str) -> int | None:
     if len(found) > 1:
         raise SaeuronError(f"{name!r} is the label of the latents {', '.join(found[:5])}: give the number")
     return int(found[0]) if found else None
+
+
+def pair_path(sae_name: str, latent: int, side: str) -> Path:
+    """Where the picture of a latent turned ``up`` or ``down`` is kept."""
+    return own_folder(sae_name) / "pairs" / f"{latent}-{side}.webp"
+
+
+def pair_time(sae_name: str, latent: int) -> int:
+    """When the pair of a latent was drawn, in milliseconds; 0 where it was not."""
+    path = pair_path(sae_name, latent, "up")
+    return int(path.stat().st_mtime * 1000) if path.exists() else 0
+
+
+def shown_picture(shown: object) -> Image.Image:
+    """A picture in ComfyUI's folder for previews, by the name that PreviewImage gave it; nothing outside is read."""
+    name = shown.get("filename") if isinstance(shown, dict) else None
+    root = Path(folder_paths.get_temp_directory()).resolve()
+    path = (root / str(shown.get("subfolder") or "") / str(name)).resolve() if isinstance(name, str) else root
+    if root not in path.parents or not path.is_file():
+        raise SaeuronError("this picture is not among the previews of this session: draw the pair again")
+    return Image.open(path, formats=["PNG"]).convert("RGB")
 
 
 def _stem(path: Path) -> str:

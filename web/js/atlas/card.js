@@ -2,7 +2,9 @@
 
 import { h, percent, svg } from "./dom.js";
 import { cropUrl, title } from "./grid.js";
-import { ask, tell } from "./server.js";
+import { round } from "./graph.js";
+import { drawPair } from "./pair.js";
+import { ask, pictureUrl, tell } from "./server.js";
 
 const ACTIONS = {
   steer: "Put a Feature Steer Patch for this latent into the graph (or add it to the selected one)",
@@ -12,9 +14,9 @@ const ACTIONS = {
 
 export class Card {
   // `actions` are functions of a latent by name; `open(latent)` shows another; `close()` goes back to the grid.
-  constructor({ actions, open, close, labelled, drag }) {
-    Object.assign(this, { actions, open, labelled, drag });
-    this.close = close;
+  // `guarded(work)` is work whose errors the user is told.
+  constructor({ actions, open, close, labelled, drag, guarded }) {
+    Object.assign(this, { actions, open, close, labelled, drag, guarded });
     this.root = h("div", { className: "saeuron-open", hidden: true, tabIndex: -1 });
     this.root.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" && event.target.matches("input")) return;
@@ -41,6 +43,7 @@ export class Card {
       this.words(),
       this.facts(about),
       curve(about.curve),
+      this.pair(about.pair),
       this.neighbours(),
     );
   }
@@ -66,7 +69,7 @@ export class Card {
         ariaLabel: "label",
         title: "Its label: write what it stands for",
         onkeydown: (event) => event.key === "Enter" && event.target.blur(),
-        onchange: (event) => this.label(event.target.value),
+        onchange: this.guarded((event) => this.label(event.target.value)),
       }),
       h("small", { className: "quiet" }, by.filter(Boolean).join(", ")),
     );
@@ -114,6 +117,29 @@ export class Card {
     if (about.concepts.length)
       facts.push(["scores for", about.concepts.map(({ concept, score }) => `${concept} ${score}`).join(", ")]);
     return h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  }
+
+  // Drawn when asked for, with the graph that is open, and kept.
+  pair(kept) {
+    const shown = h("div", { className: "pair" });
+    const latent = this.latent;
+    const image = (side) => {
+      const src = pictureUrl("pair", { sae: this.sae, latent, side, at: kept });
+      return h("figure", {}, h("img", { src, alt: `turned ${side}` }), h("figcaption", { className: "quiet" }, `turned ${side}`));
+    };
+    const show = () => shown.replaceChildren(...(kept ? [image("down"), image("up")] : []));
+    const ask = h("button", { onclick: () => work() }, kept ? "draw the pair anew" : "draw it turned up and down");
+    const work = this.guarded(async () => {
+      ask.disabled = true;
+      try {
+        kept = (await drawPair(this.sae, latent, round(this.cards.peak[latent]))).pair;
+        show();
+      } finally {
+        ask.disabled = false;
+      }
+    });
+    show();
+    return h("section", {}, shown, ask);
   }
 
   neighbours() {

@@ -18,7 +18,7 @@ const written = (cards, latent) => {
   return name === "—" ? `${latent}` : `${latent} ${name}`;
 };
 
-const round = (value) => Number(value.toPrecision(2));
+export const round = (value) => Number(value.toPrecision(2));
 const ADDED = 1; // of the largest activation seen: what brings a latent's thing into a picture
 const REMOVED = -4; // what its activations are multiplied with: turning them off alone hardly shows
 
@@ -66,7 +66,7 @@ function place(graph, type, sae, chosen, at) {
 }
 
 // The sampler that is selected, or else the first: what takes a MODEL and gives a LATENT.
-function samplerOf(graph, chosen) {
+export function samplerOf(graph, chosen) {
   const samples = (node) =>
     node.inputs?.some((one) => one.name === "model" && one.type === "MODEL") && node.outputs?.some((one) => one.type === "LATENT");
   return chosen.find(samples) ?? graph.nodes.find((node) => samples(node) && node.mode === 0);

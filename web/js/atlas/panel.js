@@ -40,6 +40,7 @@ export class Panel {
       close: () => this.back(),
       labelled: () => this.grid.refresh(),
       drag: carry,
+      guarded,
     });
     const seen = guarded(() => this.brush.open(this.sae));
     this.list = h(
