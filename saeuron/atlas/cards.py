@@ -23,7 +23,7 @@ PRIOR = 20.0
 """Words that the prior counts for, spread as they are over all prompts."""
 TOLD = 1.5
 """Standard deviations of the log-odds below which a word tells nothing."""
-DENSE = 0.1
+DENSE = 0.3
 """Share of all tokens from which on a latent says little about any of them."""
 CHUNK = 512
 

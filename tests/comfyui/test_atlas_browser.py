@@ -1,4 +1,4 @@
-"""The atlas panel in ComfyUI's own front end, as a person uses it: search, open, remove, queue; brush; label."""
+"""The atlas panel in ComfyUI's own front end, as a person uses it: search, open, remove, queue; brush; label; drag."""
 
 import pytest
 
@@ -16,61 +16,164 @@ from tests.comfyui.test_http import judged
 
 pytestmark = pytest.mark.comfyui
 
-TAB = ".saeuron-atlas"
-CARD = ".saeuron-card"
+TAB = "() => app.extensionManager.sidebarTab.toggleSidebarTab('saeuron-atlas')"
+CARDS, OPEN = ".saeuron-card", ".saeuron-open"
+WRITTEN = """() => app.graph.findNodesByType("SAeUronSteerPatch").map((node) =>
+  node.widgets.find((widget) => widget.name === "latents").value)"""
+LOADED = """(within) => {
+  const images = [...document.querySelectorAll(within + " img")].filter((one) => one.src);
+  return images.length && images.every((one) => one.complete && one.naturalWidth);
+}"""
+THEMES = {"dark": False, "light": True}
+"""Themes, each seen with one of the two renderers of nodes."""
 
 
 @pytest.fixture
 def open_atlas(open_page, server):  # noqa: F811
-    """The front end with a workflow and the panel open, in one theme."""
+    """The front end with the atlas's template and the panel open."""
 
-    def open_it(vue=False, workflow="tinycanvas_unlearn", theme="dark"):
+    def open_it(vue=False, theme="dark"):
         server.post("/settings", {"Comfy.ColorPalette": theme})
         page = open_page(vue)
-        load_workflow(page, workflow)
-        page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('saeuron-atlas')")
-        page.locator(CARD).first.wait_for()
+        load_workflow(page, "atlas")
+        page.evaluate(TAB)
+        page.locator(CARDS).first.wait_for()
         return page
 
-    return open_it
+    yield open_it
+    server.post("/settings", {"Comfy.ColorPalette": "dark"})
 
 
-def images_are_there(page, within):
-    page.wait_for_function(
-        "(within) => { const all = [...document.querySelectorAll(within + ' img')].filter((one) => one.src);"
-        " return all.length && all.every((one) => one.complete && one.naturalWidth); }",
-        arg=within,
-    )
+def seen(page, within):
+    page.wait_for_function(LOADED, arg=within)
 
 
 def search(page, text):
-    page.get_by_role("searchbox", name="search").fill(text)
+    page.get_by_role("searchbox", name="search", exact=True).fill(text)
     page.wait_for_timeout(300)
 
 
-def open_best(page):
+def open_best(page) -> int:
+    """Enter in the search opens the first card; its latent."""
     page.keyboard.press("Enter")
-    page.locator(".saeuron-open .crops img").first.wait_for()
-    return int(page.locator(".saeuron-open header strong").inner_text())
+    seen(page, f"{OPEN} .crops")
+    return int(page.locator(f"{OPEN} header strong").inner_text())
+
+
+def shown(page, server):
+    (images,) = page.evaluate(
+        "() => app.graph.findNodesByType('SaveImage').map((node) => app.nodeOutputs[node.id].images)"
+    )
+    return server.images(images)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_neon_is_found_by_word_taken_out_and_gone(open_atlas, server, theme):
+    page = open_atlas(THEMES[theme], theme)
+    search(page, "neon")
+    seen(page, ".saeuron-grid")
+    screenshot(page, f"atlas-{theme}")
+    latent = open_best(page)
+    seen(page, OPEN)
+    screenshot(page, f"atlas-card-{theme}")
+    page.get_by_role("button", name="remove", exact=True).click()
+    assert page.evaluate(WRITTEN)[0].startswith(f"{latent} neon")
+    page.locator(OPEN).focus()
+    queue(page, server)
+    assert judged(shown(page, server))["style"].count("neon") == 0
+    assert page.evaluate(STRANGERS) == [] and page.errors == []
+    screenshot(page, f"atlas-removed-{theme}")
+
+
+def test_what_is_brushed_leads_to_the_card_found_by_word(open_atlas, server):
+    page = open_atlas()
+    search(page, "neon")
+    cards = page.locator(CARDS).all()
+    by_word = {int(card.get_attribute("data-latent")) for card in cards}
+    search(page, "")
+    page.locator(".saeuron-grid").focus()
+    queue(page, server)
+    page.get_by_role("button", name="search by picture").click()
+    canvas = page.locator(".saeuron-brush canvas")
+    canvas.wait_for()
+    page.wait_for_timeout(500)
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.28 * box["height"])
+    page.mouse.down()
+    for share in (0.35, 0.45, 0.55, 0.65, 0.75):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.28 * box["height"])
+    page.mouse.up()
+    page.get_by_text("by picture").wait_for()
+    seen(page, ".saeuron-grid")
+    screenshot(page, "atlas-brush")
+    first = [int(card.get_attribute("data-latent")) for card in page.locator(CARDS).all()[:6]]
+    assert by_word & set(first)
+    assert page.errors == []
+
+
+def test_a_label_is_text_and_still_there_after_a_reload(open_atlas):
+    page = open_atlas(True)
+    search(page, "neon")
+    latent = open_best(page)
+    text = "<img src=x onerror=alert(1)> rim"
+    page.get_by_role("textbox", name="label").fill(text)
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_function("() => window.app?.graph && app.extensionManager?.spinner === false")
+    page.evaluate(TAB)
+    page.locator(CARDS).first.wait_for()
+    search(page, "rim")
+    assert text in page.locator(CARDS).first.inner_text()
+    assert open_best(page) == latent
+    assert page.locator(f"{OPEN} img[src=x]").count() == 0
+    page.get_by_role("textbox", name="label").fill("")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)
+    assert page.errors == []
+
+
+def test_everything_is_done_with_the_keyboard(open_atlas):
+    page = open_atlas()
+    page.get_by_role("searchbox", name="search", exact=True).focus()
+    page.keyboard.type("sepia")
+    page.wait_for_timeout(300)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator(f"{OPEN} .crops img").first.wait_for()
+    page.keyboard.press("s")
+    page.keyboard.press("Escape")
+    page.locator(CARDS).first.wait_for()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.locator(f"{OPEN} .crops img").first.wait_for()
+    page.keyboard.press("s")
+    (written,) = page.evaluate(WRITTEN)
+    assert written.count("sepia") == 2 and written.count(";") == 1  # the second was added to the node of the first
+    page.keyboard.press("w")
+    probes = "() => app.graph.findNodesByType('SAeUronFeatureProbe').map((node) => node.widgets[0].value)"
+    assert len([one for one in page.evaluate(probes) if one]) == 1
+    assert page.errors == []
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_neon_is_found_by_word_removed_and_gone(open_atlas, server, renderer, theme):
-    page = open_atlas(RENDERERS[renderer], "atlas", theme)
+def test_a_slider_writes_readable_text(open_atlas, renderer):
+    page = open_atlas(RENDERERS[renderer])
     search(page, "neon")
-    images_are_there(page, ".saeuron-grid")
-    screenshot(page, f"atlas-{theme}", renderer)
     latent = open_best(page)
-    images_are_there(page, ".saeuron-open")
-    screenshot(page, f"atlas-card-{theme}", renderer)
-    page.get_by_role("button", name="remove").click()
-    written = """() => app.graph.findNodesByType("SAeUronSteerPatch").map((node) =>
-      node.widgets.find((widget) => widget.name === "latents").value)"""
-    assert page.evaluate(written)[0].startswith(f"{latent} neon")
-    page.evaluate("() => app.canvas.canvas.focus()")
-    queue(page, server)
-    shown = page.evaluate("() => app.graph.findNodesByType('SaveImage').map((node) => app.nodeOutputs[node.id].images)")
-    assert judged(server.images(shown[0]))["style"].count("neon") == 0
-    assert page.evaluate(STRANGERS) == [] and page.errors == []
-    screenshot(page, f"atlas-removed-{theme}", renderer)
+    page.get_by_role("button", name="steer", exact=True).click()
+    page.get_by_role("slider", name=f"slider of {latent} neon").evaluate(
+        "(slider) => { slider.value = 6; slider.dispatchEvent(new Event('input')); }"
+    )
+    page.get_by_role("textbox", name=f"part of {latent} neon").fill("20-80")
+    page.keyboard.press("Enter")
+    page.get_by_role("checkbox", name=f"{latent} neon on").uncheck()
+    (written,) = page.evaluate(WRITTEN)
+    name, said = written.split(":")
+    assert name.startswith(f"{latent} neon") and said.split()[1:] == ["20-80%", "off"]
+    assert abs(float(said.split()[0]) - 6) < 0.5  # the slider moves in steps
+    saved = page.evaluate("() => app.graph.serialize()")["nodes"]
+    (values,) = [node["widgets_values"] for node in saved if node["type"] == "SAeUronSteerPatch"]
+    assert values[0] == written and len(values) == 7
+    assert page.errors == []

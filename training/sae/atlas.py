@@ -40,7 +40,7 @@ def run(config: BuildAtlas) -> None:
         plan(pipeline, sampling, last - first, sae.n_latents * 12 * 272 + 20_000 * (last - first)).tell(config)
         return
     made_with = {"sae": sae.fingerprint, "model": identity(config.model, pipeline), "prompts": digest(rows)}
-    claim(config, config.output, free=["part", "merge"], pieces=PIECES, **made_with)
+    claim(config, config.output, free=["merge"], pieces=PIECES, **made_with)
     build(pipeline, sae, schedule, sampling, config.output, config.seed, (first, last), made_with)
     _tell(config, config.output)
 

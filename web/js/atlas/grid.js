@@ -3,7 +3,7 @@
 import { h, percent } from "./dom.js";
 import { pictureUrl } from "./server.js";
 
-export const CARD = { width: 116, height: 158, side: 104 };
+export const CARD = { width: 104, height: 144, side: 92 };
 const SETTLED = 60; // milliseconds after which pictures are asked for of what is still there
 
 export class Grid {

@@ -41,6 +41,10 @@ export function prepare(cards) {
   };
 }
 
+// Decoder rows have length 1, so that an activation is how much of a token the latent makes: of two latents with the same
+// word the stronger one carries more of the thing.
+const weight = (cards, i) => Math.sqrt(cards.peak[i]);
+
 // How well latent `i` answers one word: its label first, then the words of its prompts by their odds.
 function fit(cards, i, word) {
   const label = cards.labels[i] ? normal(cards.labels[i].text) : "";
@@ -51,7 +55,7 @@ function fit(cards, i, word) {
   const odds = cards.odds[i].split(" ");
   words.split(" ").forEach((own, place) => {
     // A word that is further down a latent's list says less of it than the one at the top.
-    const value = odds[place] / (1 + place / 2);
+    const value = (odds[place] * weight(cards, i)) / (1 + place / 2);
     if (own === word) best = Math.max(best, 10 * value);
     else if (own.startsWith(word)) best = Math.max(best, value);
   });
@@ -83,7 +87,7 @@ export function find(cards, { text = "", sort = "best first", filter = "all", or
   else if (!order) {
     // Without a question: what says most comes first, which is neither what never fires nor what always does.
     const rank = (i) => (cards.isDead[i] ? 2 : cards.isDense[i] ? 1 : 0);
-    const clear = Float32Array.from(cards.odds, (odds) => parseFloat(odds) || 0);
+    const clear = Float32Array.from(cards.odds, (odds, i) => (parseFloat(odds) || 0) * weight(cards, i));
     found.sort((a, b) => rank(a) - rank(b) || clear[b] - clear[a] || a - b);
   }
   return found;
