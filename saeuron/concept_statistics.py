@@ -30,7 +30,8 @@ class ConceptStatistics:
     - ``together`` ``[C, C, S]``: how many pictures show both of two concepts;
     - ``pictures`` ``[S]``, ``all_sums`` ``[S, n]``, ``all_tokens`` ``[S, d]``: the same of all pictures;
     - ``squares`` ``[S, n]``: squared pre-activations of the mean token, of all pictures, for the variance;
-    - ``unguided`` ``[S, d]`` and ``halves`` ``[S]``: mean tokens of the unconditional halves of guidance, and how many.
+    - ``apart`` ``[S, d]`` and ``halves`` ``[S]``: by how much the mean token of the unconditional half of guidance
+      differs from the other half's, added up over the pictures of which both are known, and how many those are.
 
     It is None where only map means were ever added: a file of version 1, or a published table.
     """
@@ -74,7 +75,7 @@ class ConceptStatistics:
     ) -> None:
         """Add pictures: the ``tokens`` ``[B, N, d_in]`` of their maps; ``concepts[b]`` are the names that one shows.
 
-        ``unguided`` ``[B, N, d_in]`` are the tokens of the unconditional half, where the model was guided.
+        ``unguided`` ``[B, N, d_in]`` are the same pictures' tokens in the unconditional half, where there is one.
         """
         if self.more is None and not bool(self.counts.any()):
             self._make_room(sae.d_in)
@@ -89,7 +90,7 @@ class ConceptStatistics:
             for name, values in (("all_sums", means), ("all_tokens", middle), ("squares", pre.square())):
                 more[name][column] += values.sum(0).cpu()
             if unguided is not None:
-                more["unguided"][column] += unguided.mean(1, dtype=torch.float32).sum(0).cpu()
+                more["apart"][column] += (unguided.mean(1, dtype=torch.float32) - middle).sum(0).cpu()
                 more["halves"][column] += len(unguided)
 
     def add(self, concepts: Sequence[Sequence[str]], timestep: float, means: torch.Tensor) -> None:
@@ -115,7 +116,7 @@ class ConceptStatistics:
         count, steps = self.counts.shape
         sizes = {"tokens": (count, steps, d_in), "together": (count, count, steps), "pictures": (steps,)}
         sizes |= {"all_sums": (steps, self.n_latents), "all_tokens": (steps, d_in), "squares": (steps, self.n_latents)}
-        sizes |= {"unguided": (steps, d_in), "halves": (steps,)}
+        sizes |= {"apart": (steps, d_in), "halves": (steps,)}
         self.more = {name: torch.zeros(size) for name, size in sizes.items()}
 
     def check_belongs(self, fingerprint: str) -> None:
@@ -147,6 +148,9 @@ class ConceptStatistics:
         """Take what ``tensors`` gave; raises KeyError or ValueError where it fits no such concepts and timesteps."""
         if "tokens" in tensors:
             self._make_room(tensors["tokens"].shape[-1])
+        if "unguided" in tensors:  # as version 2 first had it: the unconditional halves themselves, of all pictures
+            usual = tensors["all_tokens"] / tensors["pictures"].clamp(min=1)[:, None]
+            tensors = {**tensors, "apart": tensors["unguided"] - tensors["halves"][:, None] * usual}
         for name, room in self.tensors.items():
             if tensors[name].shape != room.shape:
                 raise ValueError("its tensors do not have the shape its description gives")

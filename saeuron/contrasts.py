@@ -194,14 +194,14 @@ class Contrasts:
 class _Step:
     """One timestep: ``intercept`` ``[n]`` and effects ``pre`` ``[C, n]`` of pre-activations of the mean token, effects
     ``act`` ``[C, n]`` of mean activations, and the variance ``noise`` ``[n]`` that nothing explains, plus its median.
-    ``unguided`` ``[n]`` is by how much pre-activations differ in the unconditional half, 0 where nobody said.
+    ``apart`` ``[n]`` is by how much pre-activations differ in the unconditional half, 0 where nobody said.
     """
 
     intercept: torch.Tensor
     pre: torch.Tensor
     act: torch.Tensor
     noise: torch.Tensor
-    unguided: torch.Tensor
+    apart: torch.Tensor
 
     @classmethod
     def solve(cls, statistics: ConceptStatistics, sae: SparseAutoencoder, column: int) -> "_Step":
@@ -228,10 +228,8 @@ class _Step:
         freedom = torch.maximum(pictures - (count + 1 - kinds), pictures / 3)
         variance = ((more["squares"][column].double() - explained) / freedom).clamp(min=0)
         noise = variance.clamp(min=1e-6 * float(variance.mean())).float()
-        unguided = torch.zeros_like(more["unguided"][column])
-        if more["halves"][column]:
-            unguided = more["unguided"][column] / more["halves"][column] - more["all_tokens"][column] / pictures.float()
-        return cls(pre[0], pre[1:], act[1:].float(), noise + noise.median(), W_enc.float() @ unguided)
+        apart = more["apart"][column] / more["halves"][column].clamp(min=1)
+        return cls(pre[0], pre[1:], act[1:].float(), noise + noise.median(), W_enc.float() @ apart)
 
     def detectors(self, kinds: list[str], residuals: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Linear discriminants of each concept against the rest of its kind: latents, weights, and the latents'
@@ -257,7 +255,7 @@ class _Step:
             sigma = sigma + spread.T @ spread / len(group)
         if residuals is not None:
             sigma = sigma + residuals[:, latents].T @ residuals[:, latents] / len(residuals)
-        sigma = sigma + UNGUIDED * self.unguided[latents].outer(self.unguided[latents])
+        sigma = sigma + UNGUIDED * self.apart[latents].outer(self.apart[latents])
         weights = torch.linalg.solve(sigma, d)
         usual = self.intercept + centre + sum(self.pre[group].mean(0) for group in groups)
         return latents, weights / (weights @ d), usual[latents]

@@ -21,7 +21,7 @@ from .contrasts import Contrasts
 from .errors import SaeuronError
 from .files import read_tensors, write_tensors
 
-FORMAT, VERSION = "saeuron-lesson", 1
+FORMAT, VERSION = "saeuron-lesson", 2
 FEWEST = 3
 """Prompts that show a concept, and prompts that do not, without which nothing can be told."""
 WITHOUT = "without "
@@ -99,7 +99,7 @@ class Learner:
     ) -> None:
         self.sae, self.lesson, self.path = sae, lesson, path
         timesteps = sorted({int(t) for t in timesteps})
-        told = [asdict(lesson), timesteps, sae.fingerprint, identity]
+        told = [VERSION, asdict(lesson), timesteps, sae.fingerprint, identity]
         self.identity = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
         concepts = {lesson.name: lesson.kind, WITHOUT + lesson.name: lesson.kind}
         self.statistics = ConceptStatistics(concepts, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
@@ -115,15 +115,17 @@ class Learner:
     def observe(self, number: int, seen: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]]) -> None:
         """Prompt ``number`` is drawn: by timestep its tokens ``[B, N, d_in]``, of one picture or of several.
 
-        With them come those of the unconditional half of guidance, or None.
+        With them come those of the unconditional half of guidance, or None. Only where the concept is not shown do they
+        count: half the pictures of a lesson show it, so that all unconditional halves together show half of it.
         """
-        name = self.lesson.name if self.lesson.prompts[number][1] else WITHOUT + self.lesson.name
+        shown = self.lesson.prompts[number][1]
+        name = self.lesson.name if shown else WITHOUT + self.lesson.name
         missing = [t for t in self.statistics.timesteps.tolist() if t not in seen]
         if missing:
             raise SaeuronError(f"the model was not called at timestep {missing[0]}, which the lesson observes")
         for column, timestep in enumerate(self.statistics.timesteps.tolist()):
             maps, unguided = seen[timestep]
-            self.statistics.observe(self.sae, [[name]] * len(maps), timestep, maps, unguided)
+            self.statistics.observe(self.sae, [[name]] * len(maps), timestep, maps, None if shown else unguided)
             self.middles[number, column] = maps.mean((0, 1), dtype=torch.float32).cpu()
         self.done[number] = True
         if self.path is not None:

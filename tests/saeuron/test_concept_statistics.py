@@ -106,6 +106,30 @@ def test_a_file_of_version_1_is_read_and_knows_means_alone(images, make_sae, mak
     assert newer.more is None, "half of them says nothing of all"
 
 
+def test_the_halves_of_guidance_are_compared_picture_by_picture(make_sae, make_tokens, tmp_path):
+    sae, tokens, unguided = make_sae(), make_tokens(4, 20, 16), make_tokens(2, 20, 16, seed=9)
+    found = ConceptStatistics(CONCEPTS, TIMESTEPS, 64, sae.fingerprint)
+    found.observe(sae, [["cat"], ["cat"]], 901, tokens[:2])
+    found.observe(sae, [["dog"], ["dog"]], 901, tokens[2:], unguided)
+    torch.testing.assert_close(found.more["apart"][0], (unguided - tokens[2:]).mean(1).sum(0), **CLOSE)
+    assert found.more["halves"].tolist() == [2, 0, 0]
+
+
+def test_a_file_that_holds_unconditional_halves_themselves_is_read_as_what_it_was_fitted_as(
+    make_sae, make_tokens, tmp_path
+):
+    path, sae, tokens, unguided = tmp_path / "old", make_sae(), make_tokens(2, 20, 16), make_tokens(2, 20, 16, seed=9)
+    found = ConceptStatistics(CONCEPTS, TIMESTEPS, 64, sae.fingerprint)
+    found.observe(sae, [["cat"], ["dog"]], 901, tokens, unguided)
+    found.save(path)
+    tensors, metadata = read_tensors(path)
+    apart = tensors.pop("apart")
+    tensors["unguided"] = torch.zeros_like(apart)
+    tensors["unguided"][0] = unguided.mean(1).sum(0)
+    write_tensors(path, tensors, metadata)
+    torch.testing.assert_close(ConceptStatistics.load(path).more["apart"], apart, **CLOSE)
+
+
 @pytest.mark.parametrize(
     "other",
     [{"fingerprint": "another"}, {"timesteps": [901, 501, 1]}, {"concepts": dict(reversed(CONCEPTS.items()))}],

@@ -92,6 +92,24 @@ def test_removing_what_was_learnt_turns_it_into_the_pictures_without_it(world):
     assert float(before.mean()) > 0.6 and float(after.mean()) < 0.4
 
 
+def test_the_unconditional_half_does_not_count_as_showing_what_half_the_lesson_shows(world):
+    """Its picture is nobody's: of a lesson with neon in half its pictures it looks like half neon, and is not."""
+    sae, draw = world
+    learner = Learner(sae, LESSON, TIMESTEPS)
+    away = torch.randn(16, generator=torch.Generator().manual_seed(8))
+
+    def unguided(number):
+        return {t: maps + away for t, (maps, _) in draw(500 + number, False).items()}
+
+    for number in learner.waiting:
+        shown = draw(number, LESSON.prompts[number][1])
+        learner.observe(number, {t: (shown[t][0], unguided(number)[t]) for t in TIMESTEPS})
+    vectors, offsets = learner.table().contrasts(sae).probe(sae, "neon")
+    scores = [float(unguided(100 + n)[901].mean((0, 1)) @ vectors[2] - offsets[2]) for n in range(30)]
+    # 0 is what pictures without neon come to; counted over the whole lesson these come to 6 in 14, its share of neon.
+    assert abs(sum(scores) / 30) < 0.2
+
+
 def test_interrupted_anywhere_it_goes_on_to_the_same_file(world, tmp_path):
     learnt(world, tmp_path / "whole")
     for stopped in (1, 6, 13):

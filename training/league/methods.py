@@ -37,6 +37,10 @@ SAES: dict[str, dict[str, object]] = {
 """How each SAE is trained, beside what all share. `assigned` goes on from `plain`, the others begin from scratch."""
 
 
+ORDINARY = {"object": ("circle", "ring"), "style": ("plain",)}
+"""What half the neutral set shows from which a concept is learnt: the first that is not the concept itself."""
+
+
 @dataclass(frozen=True)
 class Method:
     """An SAE of `SAES`, and for each kind the settings that are tried on anchor prompts; a single one costs nothing.
@@ -111,15 +115,24 @@ class Lab:
     def learnt(self, name: str, block: str, concept: str, kind: str, count: int) -> Bundle:
         """The SAE ``name`` and a table of ``concept`` alone, learnt from ``count`` anchor prompts that show it.
 
-        The neutral set are as many that do not, 24 at least. A prompt may come twice, as two pictures.
+        The neutral set are as many that do not, 24 at least, half of them `ORDINARY`. A prompt may come twice, as two
+        pictures.
         """
         sae = self.reader(name, block).sae
-        rows = read_prompts("tinycanvas:anchor")
-        sorts = [[row["prompt"] for row in rows if (row[kind] == concept) == own] for own in (True, False)]
-        picker = random.Random(f"{self.seed} {concept}")
-        texts = [picker.sample(own, min(n, len(own))) for own, n in zip(sorts, (count, max(count, 24)), strict=True)]
+        usual = next(name for name in ORDINARY[kind] if name != concept)
+        texts: dict[str, list[str]] = {concept: [], usual: [], "": []}
+        for row in read_prompts("tinycanvas:anchor"):
+            texts[row[kind] if row[kind] in texts else ""].append(row["prompt"])
+        picker, half = random.Random(f"{self.seed} {concept}"), max(count, 24) // 2
+        shows, ordinary, rest = (
+            picker.sample(own, min(n, len(own))) for own, n in zip(texts.values(), (count, half, half), strict=True)
+        )
         path = self.work / "learnt" / block / name / f"{concept}-{count}.safetensors"
-        lesson, sampling, seed = Lesson.of(concept, kind, *texts), Sampling(self.steps, bf16=True), self.seed + 2
+        lesson, sampling, seed = (
+            Lesson.of(concept, kind, shows, ordinary + rest),
+            Sampling(self.steps, bf16=True),
+            self.seed + 2,
+        )
         learner = begin_prompts(self.pipeline, sae, lesson, sampling, seed, path)
         learn(learner, self.pipeline, sampling, seed)
         return Bundle(sae, learner.table())
