@@ -8,6 +8,7 @@ def extension():
     class SAeUronExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             from . import routes
+            from .atlas_card import AtlasCard
             from .atlas_recorder import AtlasRecorder
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
@@ -34,6 +35,7 @@ def extension():
                 FeatureProbe,
                 FeatureMap,
                 AtlasRecorder,
+                AtlasCard,
                 ConceptPlot,
                 TinyCanvas,
             ]

@@ -5,12 +5,16 @@ from comfy_api.latest import io, ui
 
 from ..saeuron import SaeuronError
 from ..saeuron.atlas import Atlas
+from ..saeuron.atlas.cards import read_cards
 from ..saeuron.atlas.folder import key_of
 from ..saeuron.atlas.sheets import to_image
+from .atlas_card import line
 from .feature_maps import Probe
 from .host import atlases
 from .host.sockets import CATEGORY, FeatureRecord, schema
 from .seen import remember
+
+OFFERED = 10
 
 
 class AtlasRecorder(io.ComfyNode):
@@ -32,7 +36,14 @@ class AtlasRecorder(io.ComfyNode):
                     tooltip="What the pictures were asked to show: latents are searched by these words.",
                 ),
             ],
-            outputs=[io.Image.Output("image", display_name="IMAGE", tooltip="The pictures, as they came.")],
+            outputs=[
+                io.Image.Output("image", display_name="IMAGE", tooltip="The pictures, as they came."),
+                io.String.Output(
+                    "latents",
+                    display_name="latents",
+                    tooltip="The latents that tell these pictures from others, a line each, the first first.",
+                ),
+            ],
             is_output_node=True,
         )
 
@@ -42,10 +53,25 @@ class AtlasRecorder(io.ComfyNode):
             raise SaeuronError("the probe saw nothing: connect the MODEL of Feature Probe to the sampler")
         remember(record.sae_name, record.surveyed, image)
         if record.edited:
-            return io.NodeOutput(image, ui=ui.PreviewText("Nothing added: a patch changes what this model draws."))
-        added, atlas = add(record, image, prompt.strip())
-        told = f"{added} pictures added" if added else "these pictures are in it already"
-        return io.NodeOutput(image, ui=ui.PreviewText(f"{told}, {atlas.pictures} in the atlas of {record.sae_name}"))
+            told = "Nothing added: a patch changes what this model draws."
+        else:
+            added, atlas = add(record, image, prompt.strip())
+            told = f"{added} pictures added" if added else "these pictures are in it already"
+            told = f"{told}, {atlas.pictures} in the atlas of {record.sae_name}"
+        return io.NodeOutput(image, strongest(record), ui=ui.PreviewText(told))
+
+
+def strongest(record: Probe) -> str:
+    """The OFFERED latents that tell the pictures of a record from others, a line each, with what the atlas knows."""
+    folder, seen = atlases.folder_of(record.sae_name), record.surveyed
+    usual = Atlas.load(folder).usual if folder else None
+    everywhere = torch.ones(seen.grid)
+    values = sum(seen.firing_in(everywhere, picture, usual) for picture in range(len(seen.heat)))
+    latents = values.topk(min(OFFERED, len(values))).indices.tolist()
+    if folder is None:
+        return "\n".join(map(str, latents))
+    cards, labels = read_cards(folder), atlases.labels_of(record.sae_name)
+    return "\n".join(line(cards, labels, latent) for latent in latents)
 
 
 def add(record: Probe, image: torch.Tensor, prompt: str) -> tuple[int, Atlas]:

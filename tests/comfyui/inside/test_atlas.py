@@ -40,8 +40,8 @@ def test_pictures_are_added_to_a_copy_of_the_atlas_that_came_along_and_only_once
     recorder = pack("atlas_recorder").AtlasRecorder
     before = pack("atlas", "saeuron.").Atlas.load(pack("host.files").EMBEDDED / "tinycanvas.atlas").pictures
     for _ in range(2):
-        (image,) = recorder.execute(*recorded, "An image of heart in neon style.").args
-        assert torch.equal(image, recorded[1])
+        image, latents = recorder.execute(*recorded, "An image of heart in neon style.").args
+        assert torch.equal(image, recorded[1]) and "neon" in latents.splitlines()[0]
         atlas = pack("atlas", "saeuron.").Atlas.load(own_saes / "tinycanvas.atlas")
         assert atlas.pictures == before + 2
     assert atlas.row(before)["prompt"] == "An image of heart in neon style."
@@ -58,6 +58,12 @@ def test_a_label_is_written_to_the_users_folder_and_names_the_latent(pack, tinyc
     assert patch.edit.latents == (251,) and patch.edit.add == 3
     atlases.label(sae.name, 251, "")
     assert "251" not in atlases.labels_of(sae.name)
+
+
+def test_a_card_says_what_a_latent_is(pack, sae):
+    crops, text = pack("atlas_card").AtlasCard.execute(sae, "251, 5").args
+    assert crops.shape == (2, 128, 768, 3) and crops[1, :, :128].std() > 0.05
+    assert text.splitlines()[1].startswith("251: ") and "scores for neon" in text
 
 
 def test_latents_say_each_its_own_way(pack, tinycanvas, sae):
