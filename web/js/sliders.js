@@ -1,4 +1,5 @@
-// Feature Steer Patch: under the node a slider for each latent that its text names. The text is what is saved.
+// Feature Steer Patch: under the node a slider for each latent whose text says what is done with it. What is saved is the
+// text; latents of which it says nothing are turned as the node's own widgets have it, and have no slider.
 
 import { app } from "../../../scripts/app.js";
 import { h } from "./atlas/dom.js";
@@ -21,8 +22,9 @@ export function read(text) {
   });
 }
 
+const says = (own) => own.add !== null || own.scale !== null || own.part || !own.on;
+
 export function write(entries) {
-  const plain = (own) => own.add === null && own.scale === null && !own.part && own.on;
   const signed = (value) => (value < 0 ? `${value}` : `+${value}`);
   const line = (own) =>
     [
@@ -32,7 +34,7 @@ export function write(entries) {
       own.part ?? "",
       own.on ? "" : "off",
     ].filter(Boolean).join(" ");
-  return entries.map((own) => (plain(own) ? own.name : line(own))).join("; ");
+  return entries.map((own) => (says(own) ? line(own) : own.name)).join("; ");
 }
 
 function row(own, changed, remove) {
@@ -85,7 +87,7 @@ app.registerExtension({
     if (node.comfyClass !== "SAeUronSteerPatch") return;
     const text = node.widgets.find((one) => one.name === "latents");
     const root = h("div", { className: "saeuron-sliders" });
-    const height = () => 8 + 30 * Math.max(1, root.childElementCount);
+    const height = () => 30 * root.childElementCount;
     const widget = node.addDOMWidget("sliders", "saeuron-sliders", root, {
       serialize: false,
       getMinHeight: height,
@@ -107,8 +109,10 @@ app.registerExtension({
           draw();
         }),
       );
-      root.replaceChildren(...(entries.every((own) => own.known) ? rows : []));
-      node.setSize?.([Math.max(node.size[0], 360), Math.max(node.size[1], node.computeSize()[1])]);
+      const before = root.childElementCount;
+      root.replaceChildren(...(entries.every((own) => own.known) ? rows.filter((_, place) => says(entries[place])) : []));
+      const grown = 30 * (root.childElementCount - before);
+      if (grown) node.setSize([Math.max(node.size[0], 380), Math.max(node.size[1] + grown, node.computeSize()[1])]);
     };
     // The text may be written by hand, by a workflow that is loaded or by the atlas.
     const callback = text.callback;
