@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -224,6 +225,5 @@ def _scores(table, concept: str):
 
 
 def _without_folders(message: str) -> str:
-    """``message`` with every path cut down to its last name: where things lie on the server is nobody's business."""
-    words = (word.rstrip(":,").rpartition("/")[2] + word[len(word.rstrip(":,")) :] for word in message.split(" "))
-    return " ".join(words)
+    """``message`` with every absolute path cut down to its last name: where things lie is nobody's business."""
+    return re.sub(r"(?<!\S)(?:/|[A-Za-z]:[\\/])(?:[^\s:,]*[\\/])?", "", message)

@@ -34,10 +34,10 @@ def test_a_card_tells_of_its_pictures_and_its_concepts(server):
     assert crop.format == "WEBP" and max(crop.size) == 96
 
 
-@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "", "nothing.safetensors", "tinycanvas.atlas"])
 @pytest.mark.parametrize("path", ["cards", "latent", "crop", "pair"])
-def test_only_saes_that_are_offered_are_opened(server, path, name):
-    assert "models/saes" in refused(server.get, f"/saeuron/atlas/{path}", sae=name)
+def test_only_saes_that_are_offered_are_opened(server, path):
+    for name in ("../../etc", "/etc/passwd", "", "nothing.safetensors", "tinycanvas.atlas"):
+        assert "models/saes" in refused(server.get, f"/saeuron/atlas/{path}", sae=name)
 
 
 @pytest.mark.parametrize(
