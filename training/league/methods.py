@@ -37,8 +37,8 @@ SAES: dict[str, dict[str, object]] = {
 """How each SAE is trained, beside what all share. `assigned` goes on from `plain`, the others begin from scratch."""
 
 
-ORDINARY = {"object": ("circle", "ring"), "style": ("plain",)}
-"""What half the neutral set shows from which a concept is learnt: the first that is not the concept itself."""
+ORDINARY = {"style": "plain"}
+"""What half the neutral set shows from which a concept of a kind is learnt. No object is ordinary."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +118,15 @@ class Lab:
         The neutral set are as many that do not, 24 at least, half of them `ORDINARY`. A prompt may come twice, as two
         pictures.
         """
-        sae = self.reader(name, block).sae
-        usual = next(name for name in ORDINARY[kind] if name != concept)
-        texts: dict[str, list[str]] = {concept: [], usual: [], "": []}
+        sae, usual = self.reader(name, block).sae, ORDINARY.get(kind)
+        shows, ordinary, rest = [], [], []
         for row in read_prompts("tinycanvas:anchor"):
-            texts[row[kind] if row[kind] in texts else ""].append(row["prompt"])
-        picker, half = random.Random(f"{self.seed} {concept}"), max(count, 24) // 2
-        shows, ordinary, rest = (
-            picker.sample(own, min(n, len(own))) for own, n in zip(texts.values(), (count, half, half), strict=True)
-        )
+            (shows if row[kind] == concept else ordinary if row[kind] == usual else rest).append(row["prompt"])
+        picker, lacks = random.Random(f"{self.seed} {concept}"), max(count, 24)
+        shows, ordinary = (picker.sample(own, min(n, len(own))) for own, n in ((shows, count), (ordinary, lacks // 2)))
+        lesson = Lesson.of(concept, kind, shows, ordinary + picker.sample(rest, lacks - len(ordinary)))
         path = self.work / "learnt" / block / name / f"{concept}-{count}.safetensors"
-        lesson, sampling, seed = (
-            Lesson.of(concept, kind, shows, ordinary + rest),
-            Sampling(self.steps, bf16=True),
-            self.seed + 2,
-        )
+        sampling, seed = Sampling(self.steps, bf16=True), self.seed + 2
         learner = begin_prompts(self.pipeline, sae, lesson, sampling, seed, path)
         learn(learner, self.pipeline, sampling, seed)
         return Bundle(sae, learner.table())
