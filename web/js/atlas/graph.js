@@ -20,7 +20,7 @@ const written = (cards, latent) => {
 
 export const round = (value) => Number(value.toPrecision(2));
 const ADDED = 1; // of the largest activation seen: what brings a latent's thing into a picture
-const REMOVED = -3; // what its activations are multiplied with: turning them off alone hardly shows
+const REMOVED = -4; // what its activations are multiplied with: turning them off alone hardly shows
 
 export const lines = {
   steer: (cards, latent) => `${written(cards, latent)}: +${round(ADDED * cards.peak[latent])}`,
