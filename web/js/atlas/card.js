@@ -19,6 +19,7 @@ export class Card {
     Object.assign(this, { actions, open, close, labelled, drag, guarded });
     this.root = h("div", { className: "saeuron-open", hidden: true, tabIndex: -1 });
     this.root.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return; // ComfyUI's own, such as Control+Enter
       if (event.key !== "Escape" && event.target.matches("input")) return;
       const key = { Escape: close, s: () => actions.steer(this.latent), r: () => actions.remove(this.latent), w: () => actions.watch(this.latent) }[event.key];
       if (!key) return;

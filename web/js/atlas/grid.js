@@ -113,6 +113,7 @@ export class Grid {
   }
 
   key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // ComfyUI's own, such as Control+Enter
     const page = this.across * Math.max(1, Math.floor(this.root.clientHeight / CARD.height));
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.across, ArrowDown: this.across, PageUp: -page, PageDown: page };
     if (event.key in steps) this.choose(this.chosen + steps[event.key]);
