@@ -4,12 +4,11 @@ import numpy
 import torch
 from comfy_api.latest import io, ui
 
-from ..saeuron import SaeuronError
 from ..saeuron.atlas import Atlas, sheets
 from ..saeuron.atlas.cards import read_cards
-from .host import atlases, workflow
+from .host import atlases, headers, workflow
 from .host.sockets import CATEGORY, LoadedSae, Sae, schema
-from .latent_text import read_entries, resolved
+from .patches import check_latents, choose_latents
 
 SIDE = 128
 
@@ -31,25 +30,32 @@ class AtlasCard(io.ComfyNode):
                 io.Image.Output("crops", display_name="crops", tooltip="A strip of pictures for each latent."),
                 io.String.Output("text", display_name="text", tooltip="A line for each latent."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
-        return workflow.told(read_entries, latents)
+        number = workflow.number(cls)
+        loader = workflow.linked(number, "sae", "SAeUronLoader") or {}
+        found = workflow.told(check_atlas, loader.get("sae_name"))
+        return workflow.told(check_latents, latents, number) if found is True else found
 
     @classmethod
     def execute(cls, sae: LoadedSae, latents: str) -> io.NodeOutput:
-        folder = atlases.folder_of(sae.name)
-        if folder is None:
-            raise SaeuronError(f"{sae.name} has no atlas yet: build one with `training atlas` or Atlas Recorder")
-        atlas, cards, labels = Atlas.load(folder), read_cards(folder), atlases.labels_of(sae.name)
-        atlas.check_belongs(sae.sae.fingerprint)
-        found = resolved(read_entries(latents), lambda name: atlases.latent_named(sae.name, name), sae.sae.n_latents)
-        numbers = [latent for latent, _ in found]
-        text = "\n".join(line(cards, labels, latent, sae.bundle.table) for latent in numbers)
-        strips = torch.stack([strip(atlas, latent) for latent in numbers])
+        with workflow.plainly():
+            folder = atlases.checked_folder(sae.name)
+            atlas, cards, labels = Atlas.load(folder), read_cards(folder), atlases.labels_of(sae.name)
+            numbers = [latent for latent, _ in choose_latents(latents, sae.name, atlas.about["n_latents"])]
+            text = "\n".join(line(cards, labels, latent, sae.bundle.table) for latent in numbers)
+            strips = torch.stack([strip(atlas, latent) for latent in numbers])
         return io.NodeOutput(strips, text, ui=ui.PreviewImage(strips))
+
+
+def check_atlas(sae_name: str) -> None:
+    """Raise SaeuronError where the SAE has no atlas; that its file is none is told on its loader."""
+    if workflow.told(headers.sae_of, sae_name) is True:
+        atlases.checked_folder(sae_name)
 
 
 def line(cards: dict, labels: dict, latent: int, table=None) -> str:

@@ -9,8 +9,8 @@ from ..saeuron.atlas.cards import read_cards
 from ..saeuron.atlas.folder import key_of
 from ..saeuron.atlas.sheets import to_image
 from .atlas_card import line
-from .feature_maps import Probe
-from .host import atlases
+from .feature_maps import UNSEEN, Probe
+from .host import atlases, workflow
 from .host.sockets import CATEGORY, FeatureRecord, schema
 from .seen import remember
 
@@ -50,15 +50,16 @@ class AtlasRecorder(io.ComfyNode):
     @classmethod
     def execute(cls, record: Probe, image: torch.Tensor, prompt: str) -> io.NodeOutput:
         if record.surveyed is None:
-            raise SaeuronError("the probe saw nothing: connect the MODEL of Feature Probe to the sampler")
+            raise SaeuronError(UNSEEN)
         remember(record.sae_name, record.surveyed, image)
-        if record.edited:
-            told = "Nothing added: a patch changes what this model draws."
-        else:
-            added, atlas = add(record, image, prompt.strip())
-            told = f"{added} pictures added" if added else "these pictures are in it already"
-            told = f"{told}, {atlas.pictures} in the atlas of {record.sae_name}"
-        return io.NodeOutput(image, strongest(record), ui=ui.PreviewText(told))
+        with workflow.plainly():
+            if record.edited:
+                told = "Nothing added: a patch changes what this model draws."
+            else:
+                added, atlas = add(record, image, prompt.strip())
+                told = f"{added} pictures added" if added else "these pictures are in it already"
+                told = f"{told}, {atlas.pictures} in the atlas of {record.sae_name}"
+            return io.NodeOutput(image, strongest(record), ui=ui.PreviewText(told))
 
 
 def strongest(record: Probe) -> str:

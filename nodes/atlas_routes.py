@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +11,9 @@ from ..saeuron import SaeuronError
 from ..saeuron.atlas import Atlas, sheets
 from ..saeuron.atlas.cards import curve_of, read_cards
 from ..saeuron.atlas.labels import LONGEST
-from ..saeuron.files import write_atomically
-from .host import atlases, files, headers
-from .seen import search_by_brush, seen_pictures
+from ..saeuron.files import parse_json, write_atomically
+from .host import atlases, files, headers, workflow
+from .seen import GONE, search_by_brush, seen_pictures
 
 LARGEST = 512
 """Pixels of the longest side of a crop."""
@@ -35,8 +34,8 @@ def register(routes) -> None:
                 if request.method == "POST":
                     given |= await _posted(request)
                 found = await asyncio.to_thread(work, given)
-            except (SaeuronError, ValueError) as error:
-                return web.json_response({"error": _without_folders(str(error))}, status=400)
+            except SaeuronError as error:
+                return web.json_response({"error": workflow.sentence(error)}, status=400)
             if isinstance(found, bytes):
                 return web.Response(body=found, content_type="image/webp", headers={"Cache-Control": "max-age=3600"})
             text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
@@ -45,11 +44,12 @@ def register(routes) -> None:
         return handler
 
     async def _posted(request: web.Request) -> dict:
-        short = (request.content_length or 0) <= LONGEST_QUESTION
-        given = json.loads(await request.read()) if short else None
-        if not isinstance(given, dict):
-            raise SaeuronError("the question is not a JSON object, or too long")
-        return given
+        body = b""
+        async for part in request.content.iter_any():  # which may come without saying how long it is
+            body += part
+            if len(body) > LONGEST_QUESTION:
+                raise SaeuronError("the question is too long")
+        return parse_json(body.decode("utf-8", "replace"), "the question")
 
     for path, work in {
         "saes": saes,
@@ -72,14 +72,14 @@ def cards(given: dict) -> dict:
     """All that the grid needs: the atlas's columns and the labels."""
     name = sae_name(given)
     with atlases.LOCK:
-        columns = read_cards(atlas_folder(name))
+        columns = read_cards(atlases.checked_folder(name))
     return columns | {"labels": atlases.labels_of(name)}
 
 
 def latent(given: dict) -> dict:
     """What one card shows beside the columns: its curve, its pictures' prompts, the concepts it scores for."""
     name = sae_name(given)
-    atlas = opened(atlas_folder(name))
+    atlas = opened(atlases.checked_folder(name))
     number = latent_of(given, atlas)
     strongest = atlas.strongest
     pictures = [
@@ -93,7 +93,7 @@ def latent(given: dict) -> dict:
 
 def crop(given: dict) -> bytes:
     """A picture in which a latent is strong, with its heat map, as WebP."""
-    atlas = opened(atlas_folder(sae_name(given)))
+    atlas = opened(atlases.checked_folder(sae_name(given)))
     number, rank = latent_of(given, atlas), whole(given, "rank", atlas.strongest.pictures.shape[1])
     side = min(whole(given, "side", LARGEST + 1), LARGEST) or 96
     picture = int(atlas.strongest.pictures[number, rank])
@@ -102,7 +102,9 @@ def crop(given: dict) -> bytes:
     heat = atlas.strongest.heat[number, rank].float().view(atlas.grid) / 255
     image = atlas.picture(picture)
     strengths = atlas.strongest.strengths[number]
-    light = float(strengths[rank] / strengths[0]) ** 0.5  # weaker pictures stay darker than the strongest
+    light = (
+        float(strengths[rank] / strengths[0].clamp_min(1e-9)) ** 0.5
+    )  # weaker pictures stay darker than the strongest
     shown = heat * 0 + 1 if given.get("heat") == "0" else heat * light
     return encoded(sheets.heated(image, shown, side, sheets.window(heat, image.size) if given.get("close") else None))
 
@@ -112,25 +114,26 @@ def seen(given: dict) -> dict | bytes:
     pictures = seen_pictures()
     if "picture" not in given:
         return {"seen": [{"number": number, "sae": one.sae_name} for number, one in pictures.items()]}
-    number = int(given["picture"])
+    number = whole(given, "picture", 2**31)
     if number not in pictures:
-        raise SaeuronError("this picture is no longer kept: run its workflow again")
+        raise SaeuronError(GONE)
     return encoded(pictures[number].image)
 
 
 def label(given: dict) -> dict:
     name = sae_name(given)
-    number, text = latent_of(given, opened(atlas_folder(name))), given.get("text")
-    if not isinstance(text, str) or len(text) > LONGEST:
-        raise SaeuronError(f"a label is a text of up to {LONGEST} letters")
-    atlases.label(name, number, " ".join(text.split()))
+    number, text = latent_of(given, opened(atlases.checked_folder(name))), given.get("text")
+    text = " ".join(text.split()) if isinstance(text, str) else ""
+    if not isinstance(given.get("text"), str) or len(text) > LONGEST or not text.isprintable():
+        raise SaeuronError(f"a label is a line of up to {LONGEST} letters")
+    atlases.label(name, number, text)
     return {"labels": atlases.labels_of(name)}
 
 
 def pair(given: dict) -> bytes:
     """One side of the pair that was drawn of a latent."""
     name = sae_name(given)
-    number, side = latent_of(given, opened(atlas_folder(name))), given.get("side")
+    number, side = latent_of(given, opened(atlases.checked_folder(name))), given.get("side")
     path = atlases.pair_path(name, number, "up" if side == "up" else "down")
     if not path.exists():
         raise SaeuronError(f"no pair was drawn of latent {number} yet")
@@ -140,7 +143,7 @@ def pair(given: dict) -> bytes:
 def keep_pair(given: dict) -> dict:
     """Keep two pictures that ComfyUI has just shown as a latent's pair."""
     name = sae_name(given)
-    number = latent_of(given, opened(atlas_folder(name)))
+    number = latent_of(given, opened(atlases.checked_folder(name)))
     for side in ("up", "down"):
         image = atlases.shown_picture(given.get(side))
         image.thumbnail((LARGEST, LARGEST))
@@ -152,7 +155,7 @@ def keep_pair(given: dict) -> dict:
 def brush(given: dict) -> dict:
     """The latents that fire where a picture was brushed and not elsewhere, the first first."""
     name = sae_name(given)
-    usual = opened(atlas_folder(name)).usual
+    usual = opened(atlases.checked_folder(name)).usual
     return {"latents": search_by_brush(given.get("picture"), given.get("brush"), name, usual)}
 
 
@@ -161,13 +164,6 @@ def sae_name(given: dict) -> str:
     if name not in files.names():
         raise SaeuronError(f"there is no file {str(name)[:60]!r} in models/saes")
     return name
-
-
-def atlas_folder(name: str) -> Path:
-    folder = atlases.folder_of(name)
-    if folder is None:
-        raise SaeuronError(f"{name} has no atlas yet: build one with `training atlas`, or with the node Atlas Recorder")
-    return folder
 
 
 def opened(folder: Path) -> Atlas:
@@ -222,8 +218,3 @@ def table_of(name: str, _stamp: object):
 @lru_cache(maxsize=2048)
 def _scores(table, concept: str):
     return table.scores(concept).mean(0)
-
-
-def _without_folders(message: str) -> str:
-    """``message`` with every absolute path cut down to its last name: where things lie is nobody's business."""
-    return re.sub(r"(?<!\S)(?:/|[A-Za-z]:[\\/])(?:[^\s:,]*[\\/])?", "", message)

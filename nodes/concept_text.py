@@ -9,6 +9,8 @@ from ..saeuron import ConceptTable, SaeuronError
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 COUNTED = re.compile(rf"(?P<latents>\d+)?\s*[×x*]\s*(?P<strength>{NUMBER})?", re.IGNORECASE)
+ENTRY = re.compile(r'(?:"[^"\n]*"(?=\s*(?:[:,;\n]|$))|[^,;\n])+')
+QUOTED = re.compile(r'"(?P<name>[^"]+)"\s*(?::(?P<numbers>.*))?')
 SHARE = re.compile(rf"(?P<share>{NUMBER})\s*(?P<percent>%?)")
 
 
@@ -23,15 +25,30 @@ class Wanted:
     strength: float = 0.0
     share: float = 1.0
 
+    def __str__(self) -> str:
+        if self.share == 0:
+            return "left as it is"
+        what = "taken out" if self.share > 0 else "turned up"
+        parts = [what if abs(self.share) == 1 else f"{what}, {abs(self.share):g} of its strength"]
+        parts += [f"{self.latents} latents"] * bool(self.latents) + [f"strength {self.strength:g}"] * bool(
+            self.strength
+        )
+        return ", ".join(parts)
+
 
 def parse(text: str) -> dict[str, Wanted]:
     """Names separated by commas, semicolons or lines, each perhaps with numbers behind a colon.
 
     ``star: 4 × -8`` are latents and strength, either of which may be left out (``star: 4 ×``, ``star: × -8``); a number
-    alone, or a percentage, is the share of the concept's own strength, as in a prompt's weights: ``(star:0.5)``.
+    alone, or a percentage, is the share of the concept's own strength, as in a prompt's weights: ``(star:0.5)``. A name
+    with such signs in it is written in quotation marks: ``"Night, starry": 0.5``.
     """
     wanted = {}
-    for entry in re.split(r"[,;\n]", text.replace("−", "-")):
+    for entry in ENTRY.findall(text.replace("−", "-")):
+        quoted = QUOTED.fullmatch(entry.strip())
+        if quoted:
+            wanted[quoted["name"]] = _numbers(entry.strip(), (quoted["numbers"] or "").strip())
+            continue
         name, colon, numbers = _without_parentheses(entry).rpartition(":")
         if not colon:
             name, numbers = numbers, ""

@@ -28,13 +28,14 @@ class ConceptSelector(io.ComfyNode):
                     default="",
                     placeholder="neon, heart: 0.5",
                     tooltip="Names, separated by commas or lines. A number behind a name is the share of its own "
-                    "strength: `heart: 0.5`. `star: 4 × -8` are its number of latents and strength.",
+                    "strength, and a negative one turns it up: `heart: 0.5`, `moon: -1`.",
                 ),
                 io.Int.Input(
                     "latents",
                     default=0,
                     min=0,
                     max=1024,
+                    extra_dict=ADVANCED,
                     tooltip="Latents taken per concept and timestep. 0: the file's tuned number, or what fits the SAE.",
                 ),
                 io.Float.Input(
@@ -43,6 +44,7 @@ class ConceptSelector(io.ComfyNode):
                     min=-1000.0,
                     max=1000.0,
                     step=0.5,
+                    extra_dict=ADVANCED,
                     tooltip="How hard the concept's latents are pushed (γ); negative takes the concept out. "
                     "0: the file's tuned strength, or what fits the SAE.",
                 ),
@@ -72,7 +74,7 @@ class ConceptSelector(io.ComfyNode):
     ) -> io.NodeOutput:
         known = sae.bundle.table if table == FROM_FILE else ConceptTable.load(files.path(table))
         wanted = read(concepts, known, sae.name)
-        known.check_belongs(sae.sae.fingerprint)
+        headers.check_belongs(known, sae.sae.fingerprint, table, sae.name)
         settings = {}
         for name, own in wanted.items():
             count, push = own.latents or latents, own.strength or strength
@@ -92,6 +94,11 @@ def read(text: str, known: ConceptTable | headers.Header | None, sae_name: str) 
 
     A share of 0 leaves the concept as it is, so it is left out.
     """
+    return {name: own for name, own in matched(text, known, sae_name).items() if own.share != 0}
+
+
+def matched(text: str, known: ConceptTable | headers.Header | None, sae_name: str) -> dict[str, Wanted]:
+    """What `read` gives, and the concepts that are left as they are."""
     if known is None:
         raise SaeuronError(f"{sae_name} brings no concepts: teach it one with Learn Concept, or choose a `table`")
     wanted = match(parse(text), known)
@@ -99,7 +106,13 @@ def read(text: str, known: ConceptTable | headers.Header | None, sae_name: str) 
         raise SaeuronError(
             f"`concepts` is empty: name some of {', '.join(list(headers.offered(known.concepts))[:8])} …"
         )
-    return {name: own for name, own in wanted.items() if own.share != 0}
+    return wanted
+
+
+def understood(sae_name: str, text: str = "", table: str = FROM_FILE) -> str:
+    """What stands under the node while somebody writes."""
+    known = headers.concepts_of(sae_name, table)
+    return "\n".join(f"{name} ({known.kind(name)}): {own}" for name, own in matched(text, known, sae_name).items())
 
 
 def check(text: str, sae_name: str | None, table: str, bare: bool) -> None:
@@ -110,7 +123,7 @@ def check(text: str, sae_name: str | None, table: str, bare: bool) -> None:
 
 
 def describe(chosen: ChosenConcepts) -> str:
-    """What was understood, a line a concept."""
+    """What was chosen, a line a concept."""
     return "\n".join(f"{name} ({chosen.table.kind(name)}): {_way(one)}" for name, one in chosen.settings.items())
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import comfy.utils
-import numpy
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
@@ -12,13 +10,18 @@ from ..saeuron import ConceptTable, SaeuronError, SparseAutoencoder
 from ..saeuron.atlas.survey import Seen, Survey
 from ..saeuron.hookpoints import whole_timestep
 from .concept_text import match_name
+from .drawing import draw_curves, draw_maps, draw_scores
 from .host import headers, workflow
 from .host.blocks import block_of, check_width
 from .host.memory import KEY, own_sae
+from .host.model_files import check_place
 from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, schema
-from .patches import parse_latents, read_latents
+from .patches import check_latents, choose_latents
 from .seen import remember
+
+NOTHING = "there is nothing to watch: write `latents`, or connect `concepts`"
+UNSEEN = "the probe sees nothing: connect the MODEL of Feature Probe to the sampler"
 
 
 @dataclass(eq=False)
@@ -86,17 +89,20 @@ class FeatureProbe(io.ComfyNode):
                 io.String.Input(
                     "latents",
                     default="",
-                    tooltip="Numbers of latents to watch, separated by commas. All are watched for the atlas and its "
-                    "search by picture.",
+                    tooltip="Latents to watch, by number or label, separated by commas. All are watched for the atlas "
+                    "and its search by picture.",
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts whose latents to watch."),
             ],
             outputs=[io.Model.Output(), FeatureRecord.Output("record", display_name="FEATURE RECORD")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
-        return workflow.told(read_latents, latents)
+        number = workflow.number(cls)
+        fits = workflow.told(check_place, latents, number)
+        return workflow.told(check_watched, latents, number) if fits is True else fits
 
     @classmethod
     def execute(
@@ -105,13 +111,27 @@ class FeatureProbe(io.ComfyNode):
         check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
         groups = {}
         if latents.strip():
-            groups |= {f"latent {n}": Group(n[None]) for n in parse_latents(latents, sae.sae.n_latents)}
+            chosen = choose_latents(latents, sae.name, sae.sae.n_latents)
+            groups |= {f"latent {n}": Group(torch.tensor([n])) for n, _ in chosen}
         if concepts is not None:
             settings, table = concepts.settings, concepts.table
             groups |= {name: Group(setting.selection(sae.sae, table, name)) for name, setting in settings.items()}
         probe = Probe(sae.sae, groups, sae.name)
         patch = Patch(sae.hookpoint, observer=probe, applies_to="positive")
         return io.NodeOutput(attach(model, patch, sae.patcher), probe)
+
+
+def check_watched(latents: str, node_id: str | None) -> None:
+    """Raise SaeuronError where there would be nothing to watch, or nothing to watch it in."""
+    if latents.strip():
+        check_latents(latents, node_id)
+    if node_id is None:
+        return  # an early ComfyUI does not tell: it is told as it runs
+    named = latents.strip() or "concepts" in workflow.inputs(node_id)
+    if not named and "SAeUronAtlasRecorder" not in workflow.followers(node_id, 1):
+        raise SaeuronError(NOTHING)
+    if not workflow.followers(node_id, 0):
+        raise SaeuronError(UNSEEN)
 
 
 class FeatureMap(io.ComfyNode):
@@ -133,21 +153,24 @@ class FeatureMap(io.ComfyNode):
                 io.Image.Output("maps", display_name="maps"),
                 io.Image.Output("curve", display_name="curve"),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, record: Probe, image: torch.Tensor, ranges: int, picture: int) -> io.NodeOutput:
         if record.surveyed is not None:
             remember(record.sae_name, record.surveyed, image)
-            if not record.groups:
-                raise SaeuronError("the probe watches no latent by name: write its `latents`, or connect `concepts`")
+        if not record.groups:
+            raise SaeuronError(NOTHING)
         if not any(record.seen.values()):
-            raise SaeuronError("the probe saw nothing: connect the MODEL of Feature Probe to the sampler")
+            raise SaeuronError(UNSEEN)
         count = min(len(maps) for seen in record.seen.values() for maps in seen.values())
         if picture >= min(count, len(image)):
             raise SaeuronError(f"`picture` is {picture} and the batch holds {min(count, len(image))}, counted from 0")
         maps, curve = draw_maps(record.seen, image[picture], ranges, picture), draw_curves(record.seen, picture)
-        return io.NodeOutput(maps, curve, ui=ui.PreviewImage(torch.cat([fit(maps, curve), curve])))
+        shown = ui.PreviewImage(maps)
+        shown.values += ui.PreviewImage(curve).values
+        return io.NodeOutput(maps, curve, ui=shown)
 
 
 class ConceptPlot(io.ComfyNode):
@@ -191,68 +214,3 @@ def check_concept(concept: str, sae_name: str | None) -> None:
     """Raise SaeuronError where `find_concept` will."""
     if isinstance(sae_name, str) and workflow.told(headers.concepts_of, sae_name) is True:
         find_concept(concept, headers.concepts_of(sae_name), sae_name)
-
-
-def draw_maps(seen: dict[str, dict[int, torch.Tensor]], image: torch.Tensor, ranges: int, picture: int) -> torch.Tensor:
-    """One row a name, one column a range of timesteps: the picture with its heat map, ``[1, H, W, 3]``."""
-    steps = sorted(next(iter(seen.values())), reverse=True)
-    parts = [part for part in numpy.array_split(steps, min(ranges, len(steps))) if len(part)]
-    figure, axes = _figure(len(seen), len(parts))
-    for row, (name, maps) in zip(axes, seen.items(), strict=True):
-        heat = [torch.stack([maps[int(t)][picture] for t in part]).mean(0) for part in parts]
-        top = max(float(h.max()) for h in heat) or 1.0
-        for axis, part, values in zip(row, parts, heat, strict=True):
-            place = (0, image.shape[1], image.shape[0], 0)
-            axis.imshow(image.cpu().numpy().clip(0, 1), extent=place)
-            axis.imshow(values.numpy(), extent=place, cmap="inferno", alpha=0.6, vmin=0, vmax=top)
-            axis.set_title(f"{name}\nt {part[0]}–{part[-1]}", fontsize=9)
-            axis.axis("off")
-    return _image(figure)
-
-
-def draw_curves(seen: dict[str, dict[int, torch.Tensor]], picture: int) -> torch.Tensor:
-    """Mean activation over the picture against the timestep, one line a name."""
-    figure, axes = _figure(1, 1, (6, 3.5))
-    for name, maps in seen.items():
-        steps = sorted(maps, reverse=True)
-        axes[0][0].plot(steps, [float(maps[t][picture].mean()) for t in steps], label=name)
-    return _image(_labelled(figure, axes[0][0], "mean activation"))
-
-
-def draw_scores(table: ConceptTable, concept: str, count: int) -> torch.Tensor:
-    """Scores of the concept's ``count`` latents of highest mean score, against the timestep."""
-    scores = table.scores(concept)
-    figure, axes = _figure(1, 1, (6, 3.5))
-    for latent in scores.mean(0).topk(min(count, scores.shape[1])).indices.tolist():
-        axes[0][0].plot(table.timesteps.tolist(), scores[:, latent].tolist(), label=f"latent {latent}")
-    axes[0][0].set_title(concept)
-    return _image(_labelled(figure, axes[0][0], "score"))
-
-
-def fit(images: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``images`` scaled to the size of ``like``, both ``[B, H, W, 3]``."""
-    height, width = like.shape[1:3]
-    return comfy.utils.common_upscale(images.movedim(-1, 1), width, height, "bilinear", "disabled").movedim(1, -1)
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float] | None = None):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size or (2.2 * columns, 2.6 * rows), dpi=110, layout="tight")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _labelled(figure, axis, quantity: str):
-    axis.set_xlabel("timestep")
-    axis.set_ylabel(quantity)
-    axis.invert_xaxis()
-    axis.legend(fontsize=8)
-    return figure
-
-
-def _image(figure) -> torch.Tensor:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return torch.from_numpy(numpy.asarray(canvas.buffer_rgba())[None, :, :, :3].astype("float32") / 255)

@@ -1,7 +1,6 @@
 """Learn Concept."""
 
 import hashlib
-import logging
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from ..saeuron import SaeuronError
 from ..saeuron.learning import FEWEST, Learner, Lesson, with_learnt
 from .host import files, workflow
 from .host.identity import identity, surroundings, text_identity
-from .host.observation import Seen, Watched, downscale, fitted, latent_size
+from .host.model_files import check_place
+from .host.observation import PATCHED, Seen, Watched, fitted, latent_size
 from .host.sockets import CATEGORY, LoadedSae, Sae, schema
+from .host.telling import tell
 
 LOOKS = 8
 """At how many timesteps a given picture is looked at."""
@@ -98,7 +99,10 @@ class LearnConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         # ComfyUI repeats the sentence for every input that is asked for here, so the others are asked of the workflow.
-        return workflow.told(check, name, workflow.inputs(workflow.number(cls)))
+        number = workflow.number(cls)
+        checked = workflow.told(check, name, workflow.inputs(number))
+        checked = workflow.told(check_unpatched, name, number) if checked is True else checked
+        return workflow.told(check_place, name, number) if checked is True else checked
 
     @classmethod
     def execute(
@@ -143,6 +147,12 @@ def check(name: str, queued: dict) -> None:
         Lesson.of(name, kind, [] if pictures else shows.splitlines(), [] if pictures else lacks.splitlines())
 
 
+def check_unpatched(_: object, node_id: str | None) -> None:
+    """Raise SaeuronError where the model that is to come carries a patch of this pack."""
+    if any(kind in ("SAeUronAblatePatch", "SAeUronSteerPatch") for _, kind, _ in workflow.upstream(node_id, "model")):
+        raise SaeuronError(PATCHED)
+
+
 class Artist:
     """Draws what a lesson's prompts ask for, or looks at its pictures, and tells the tokens by timestep.
 
@@ -183,7 +193,7 @@ class Artist:
         return Lesson.of(name, kind, own, rest)
 
     def _named(self, pictures: torch.Tensor, captions: list[str]) -> list[str]:
-        ratio = downscale(self.watched.model)
+        ratio = self.vae.spacial_compression_encode()
         pictures = fitted(pictures, self.size[1] * ratio, self.size[2] * ratio)
         names = []
         for number, picture in enumerate(pictures):
@@ -233,7 +243,7 @@ def learn(learner: Learner, artist: Artist, node_id: str | None) -> int:
     """Draw what is waiting, a prompt after another; the number of model calls that it took."""
     waiting, prompts = learner.waiting, learner.lesson.prompts
     calls = sum(artist.calls(prompts[number][0]) for number in waiting)
-    say(f"{learner.lesson.name}: {len(waiting)} of {len(prompts)} to draw, {calls} model calls", node_id)
+    tell(node_id, f"{learner.lesson.name}: {len(waiting)} of {len(prompts)} to draw, {calls} model calls")
     progress = comfy.utils.ProgressBar(max(1, calls))
     for number in waiting:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -241,17 +251,6 @@ def learn(learner: Learner, artist: Artist, node_id: str | None) -> int:
         device = learner.sae.W_enc.device  # where ComfyUI has left it while the model was called
         learner.observe(number, {t: (tokens.to(device), unguided) for t, (tokens, unguided) in seen.items()})
     return calls
-
-
-def say(text: str, node_id: str | None) -> None:
-    """Write to ComfyUI's log, and under the node while it runs, where this ComfyUI can."""
-    logging.info("Learn Concept: %s", text)
-    if node_id is not None:
-        from server import PromptServer
-
-        tell = getattr(PromptServer.instance, "send_progress_text", None)
-        if tell is not None:
-            tell(text, node_id)
 
 
 def know(sae: LoadedSae, learner: Learner) -> tuple[LoadedSae, list[str]]:

@@ -1,13 +1,10 @@
 """SAE Loader."""
 
-import re
-from pathlib import Path
-
 from comfy_api.latest import io, ui
 
-from ..saeuron import Hookpoint, SaeuronError
-from ..saeuron.checkpoints import Bundle, load_bundle
+from ..saeuron.checkpoints import load_bundle
 from .host import files, headers, workflow
+from .host.guess import USUAL
 from .host.memory import manage_sae
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, LoadedSae, Sae, schema
 
@@ -32,7 +29,7 @@ class SaeLoader(io.ComfyNode):
                     optional=True,
                     extra_dict=ADVANCED,
                     tooltip="The block the SAE was trained on, such as unet.up_blocks.1.attentions.1. "
-                    "Leave empty where the file says it.",
+                    "Empty: what the file says, or else what it is named after.",
                 ),
                 io.Combo.Input(
                     "site",
@@ -57,7 +54,7 @@ class SaeLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, sae_name: str | None) -> bool | str:
-        return workflow.told(headers.concepts_of, sae_name)
+        return workflow.told(check, sae_name, workflow.inputs(workflow.number(cls)))
 
     @classmethod
     def fingerprint_inputs(cls, sae_name: str, **_) -> str:
@@ -67,40 +64,40 @@ class SaeLoader(io.ComfyNode):
     def execute(
         cls, sae_name: str, hookpoint: str = "", site: str = SITES[0], concepts: str = CONCEPTS[0]
     ) -> io.NodeOutput:
-        path, site = files.path(sae_name), None if site == SITES[0] else site
-        bundle = load_bundle(path, hookpoint=hookpoint.strip() or None, site=site)
-        bundle.sae.hookpoint = bundle.sae.hookpoint or _guess(path, site)
+        with workflow.plainly():
+            path = files.path(sae_name)
+            place, _ = headers.place_of(sae_name, hookpoint, None if site == SITES[0] else site)
+            bundle = load_bundle(path, hookpoint=place.name, site=place.site)
         if concepts == CONCEPTS[1]:
             bundle.table, bundle.settings = None, {}
         loaded = LoadedSae(sae_name, bundle, manage_sae(bundle.sae, path))
-        return io.NodeOutput(loaded, ui=ui.PreviewText(describe(bundle)))
+        return io.NodeOutput(loaded, ui=ui.PreviewText(describe(sae_name, hookpoint, site, concepts)))
 
 
-def _guess(path: Path, site: str | None) -> Hookpoint:
-    """Where an SAE reads whose file does not say: what the file or a folder it lies in is named after."""
-    written = re.search(r"unet\.[\w.]*attentions\.\d+", str(path))
-    if written is None:
-        raise SaeuronError(
-            f"{path.name} does not say which block it reads: write it into `hookpoint`, "
-            "such as unet.up_blocks.1.attentions.1"
-        )
-    return Hookpoint(written[0], site or "output")
+def check(sae_name: str, queued: dict) -> None:
+    """Raise SaeuronError where the file cannot be read, its concepts are another SAE's, or nobody knows its block."""
+    table = headers.concepts_of(sae_name)
+    if table is not None:
+        headers.check_belongs(table, headers.sae_of(sae_name).fingerprint, files.FROM_FILE, sae_name)
+    hookpoint = queued.get("hookpoint", "")
+    headers.place_of(sae_name, hookpoint if isinstance(hookpoint, str) else USUAL)
 
 
-def describe(bundle: Bundle) -> str:
-    """What the node shows under itself."""
-    sae, table = bundle.sae, bundle.table
+def describe(sae_name: str, hookpoint: str = "", site: str = SITES[0], concepts: str = CONCEPTS[0]) -> str:
+    """What stands under the node, before it has run too: where it reads, what it is, and what it knows."""
+    sae, table = headers.sae_of(sae_name), headers.concepts_of(sae_name) if concepts == CONCEPTS[0] else None
+    place, said_by = headers.place_of(sae_name, hookpoint, None if site == SITES[0] else site)
     lines = [
-        f"{sae.hookpoint.name} ({sae.hookpoint.site})",
+        f"{place.name} ({place.site}), {said_by}",
         f"width {sae.d_in}, {sae.n_latents} latents, {sae.activation} k {sae.k}",
     ]
     if sae.base_model:
         lines.append(f"for {sae.base_model}")
     if table is None:
-        lines.append(
-            "no concepts: teach it one with Learn Concept, give Concept Selector a table, or steer latents by number"
-        )
+        lines.append("no concepts: teach it one with Learn Concept, or give Concept Selector a table")
     else:
-        concepts = headers.offered(table.concepts)
-        lines.append(f"{len(concepts)} concepts: {', '.join(concepts)}")
+        by_kind: dict[str, list[str]] = {}
+        for name, kind in headers.offered(table.concepts).items():
+            by_kind.setdefault(kind, []).append(name)
+        lines += [f"{kind}: {', '.join(names)}" for kind, names in by_kind.items()]
     return "\n".join(lines)

@@ -5,14 +5,17 @@ from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..saeuron import SaeuronError, Setting, Steer, build_edits
-from .host import atlases, workflow
+from ..saeuron import Setting, Steer, build_edits
+from ..saeuron.redirect import Redirect
+from .host import atlases, files, headers, workflow
+from .host.finding import Finder
+from .host.model_files import check_place, check_same_sae, loader_of
 from .host.patching import Patch, attach
 from .host.roles import APPLIES_TO
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
-from .latent_text import read_curve, read_entries, resolved
+from .latent_text import Entry, read_curve, read_entries, resolved
 
 WAYS = {
     "tuned": {},
@@ -29,7 +32,7 @@ WHOLE_MAP = ("redirect", "shift")
 
 def _where() -> list[io.Input]:
     """The inputs that both patches share: when, on which conditioning, and where in the picture."""
-    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "extra_dict": ADVANCED}
+    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "display_mode": io.NumberDisplay.slider, "extra_dict": ADVANCED}
     return [
         io.Float.Input("start_percent", default=0.0, tooltip="Where in the sampling the edit begins.", **percent),
         io.Float.Input("end_percent", default=1.0, tooltip="Where in the sampling the edit ends.", **percent),
@@ -70,15 +73,25 @@ class FeatureAblatePatch(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=0.0,
-                    max=10.0,
+                    min=-2.0,
+                    max=2.0,
                     step=0.05,
-                    tooltip="Multiplies every concept's own strength. 0 leaves the model as it is.",
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="0 leaves the concepts, 1 takes them out, 2 takes them out twice as hard; below 0 they are "
+                    "turned up.",
                 ),
                 *_where(),
             ],
             outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, strength: float | None) -> bool | str:
+        # What asks for an input checks its range itself, and workflows of before 0.2 may hold any up to 10.
+        number = workflow.number(cls)
+        same = workflow.told(check_same_sae, number)
+        return workflow.told(check_place, strength if strength is not None else 1.0, number) if same is True else same
 
     @classmethod
     def execute(
@@ -93,16 +106,21 @@ class FeatureAblatePatch(io.ComfyNode):
         applies_to: str = APPLIES_TO[0],
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if strength == 0:
-            return io.NodeOutput(model)
+        if strength == 0 or not concepts.settings:
+            return io.NodeOutput(model, ui=ui.PreviewText("Nothing is taken out."))
         settings = {
             name: in_mode(replace(setting, strength=setting.strength * strength), mode, name in concepts.counted)
             for name, setting in concepts.settings.items()
         }
+        headers.check_belongs(concepts.table, sae.sae.fingerprint, files.FROM_FILE, sae.name)
+        if concepts.table.has_contrasts:
+            detector = Redirect(sae.sae, concepts.table.contrasts(sae.sae), dict.fromkeys(settings, -1.0))
+            finder = Finder(detector, workflow.number(cls))
+            model = attach(model, Patch(sae.hookpoint, observer=finder, applies_to="positive", first=True), sae.patcher)
         for edit in build_edits(sae.sae, concepts.table, settings):
             patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
             model = attach(model, patch, sae.patcher)
-        return io.NodeOutput(model)
+        return io.NodeOutput(model, ui=ui.PreviewText("Waiting for the sampler."))
 
 
 def in_mode(setting: Setting, mode: str, counted: bool) -> Setting:
@@ -164,11 +182,13 @@ class FeatureSteerPatch(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
-        return workflow.told(read_entries, latents)
+        fits = workflow.told(check_place, latents, workflow.number(cls))
+        return workflow.told(check_steering, latents, workflow.number(cls)) if fits is True else fits
 
     @classmethod
     def execute(
@@ -184,9 +204,8 @@ class FeatureSteerPatch(io.ComfyNode):
         mask: torch.Tensor | None = None,
         curve: str = "",
     ) -> io.NodeOutput:
-        chosen = resolved(read_entries(latents), partial(atlases.latent_named, sae.name), sae.sae.n_latents)
         alike: dict[tuple, list[int]] = {}
-        for latent, entry in chosen:
+        for latent, entry in choose_latents(latents, sae.name, sae.sae.n_latents):
             # What says one of the two for itself leaves the other alone.
             own = (1.0, 0.0) if entry.add is not None or entry.scale is not None else (scale, add)
             how = (own[0] if entry.scale is None else entry.scale, own[1] if entry.add is None else entry.add)
@@ -199,19 +218,23 @@ class FeatureSteerPatch(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-def read_latents(text: str) -> list[int]:
-    """Numbers separated by commas; raises SaeuronError on anything else."""
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise SaeuronError(f"`latents` is {text[:60]!r}: write numbers separated by commas, such as 12, 407") from None
+def check_steering(latents: str, node_id: str | None) -> None:
+    """Raise SaeuronError where `latents`, or the `curve` beside it, cannot be read."""
+    check_latents(latents, node_id)
+    curve = workflow.inputs(node_id).get("curve", "")
+    if isinstance(curve, str):
+        read_curve(curve)
 
 
-def parse_latents(text: str, n_latents: int) -> torch.Tensor:
-    """Latent numbers separated by commas, ``[m]``; raises SaeuronError where one is not a latent of the SAE."""
-    numbers = read_latents(text)
-    wrong = [number for number in numbers if not 0 <= number < n_latents]
-    if wrong or not numbers:
-        named = f"{wrong[0]} is none of them" if wrong else "none is given"
-        raise SaeuronError(f"the SAE's latents are 0 to {n_latents - 1}, and {named}")
-    return torch.tensor(sorted(set(numbers)))
+def choose_latents(text: str, sae_name: str, n_latents: int) -> list[tuple[int, Entry]]:
+    """The latents that ``text`` names by number or label, each with its entry; raises SaeuronError as `resolved`."""
+    return resolved(read_entries(text), partial(atlases.latent_named, sae_name), n_latents)
+
+
+def check_latents(text: str, node_id: str | None) -> None:
+    """Raise SaeuronError where `choose_latents` will, as far as the SAE's file tells."""
+    loader = loader_of(node_id)
+    if loader is None:
+        read_entries(text)
+    else:
+        choose_latents(text, loader["sae_name"], headers.sae_of(loader["sae_name"]).n_latents)

@@ -5,17 +5,19 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..saeuron import Hookpoint, RecordingWriter, SaeuronError
+from ..saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError, formats
 from ..saeuron.files import read_json
 from ..saeuron.hookpoints import SITES, whole_timestep
 from ..saeuron.recording import Tokens, bytes_per_token
 from .host import workflow
-from .host.blocks import block_of
+from .host.blocks import block_of, check_known
 from .host.identity import identity
+from .host.model_files import blocks_of
 from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, schema
+from .host.telling import tell
 
 
 class ActivationRecorder(io.ComfyNode):
@@ -61,10 +63,8 @@ class ActivationRecorder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
-        # ComfyUI repeats the sentence for every input that is asked for here, so the labels are asked of the workflow.
-        labels = workflow.inputs(workflow.number(cls)).get("labels")
-        checked = workflow.told(output_folder, folder)
-        return workflow.told(parse_labels, labels if isinstance(labels, str) else None) if checked is True else checked
+        # ComfyUI repeats the sentence for every input that is asked for here, so the others are asked of the workflow.
+        return workflow.told(check, folder, workflow.number(cls))
 
     @classmethod
     def execute(
@@ -82,16 +82,32 @@ class ActivationRecorder(io.ComfyNode):
         place = Hookpoint(hookpoint.strip(), site)
         block_of(model.model, place)
         row = {"prompt": prompt} | parse_labels(labels)
-        recorder = Recorder(output_folder(folder), place, row, tokens_per_map, max_gb, seed)
-        return io.NodeOutput(attach(model, Patch(place, observer=recorder, applies_to="positive")))
+        recorder = Recorder(output_folder(folder), place, row, tokens_per_map, max_gb, seed, workflow.number(cls))
+        patched = attach(model, Patch(place, observer=recorder, applies_to="positive"))
+        return io.NodeOutput(patched, ui=ui.PreviewText(recorder.holds()))
+
+
+def check(folder: str, node_id: str | None) -> None:
+    """Raise SaeuronError where the inputs queued cannot be recorded with; links are not known yet."""
+    queued = workflow.inputs(node_id)
+    place = Hookpoint(str(queued.get("hookpoint")).strip(), str(queued.get("site")))
+    parse_labels(labels if isinstance(labels := queued.get("labels"), str) else "")
+    blocks = blocks_of(node_id)
+    if blocks is not None and isinstance(queued.get("hookpoint"), str):
+        check_known(place.name, blocks)
+    if all(isinstance(queued.get(name), int | float) for name in ("tokens_per_map", "max_gb")):
+        Recorder(output_folder(folder), place, {}, queued["tokens_per_map"], queued["max_gb"], 0)
 
 
 def output_folder(name: str) -> Path:
     """``name`` under ComfyUI's output folder; raises SaeuronError where it would lie elsewhere."""
     root = Path(folder_paths.get_output_directory()).resolve()
-    folder = (root / name).resolve()
+    try:
+        folder = (root / name).resolve()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        folder = root
     if root not in folder.parents:
-        raise SaeuronError(f"`folder` is {name!r}: name a folder inside ComfyUI's output folder")
+        raise SaeuronError(f"`folder` is {name[:60]!r}: name a folder inside ComfyUI's output folder")
     return folder
 
 
@@ -99,7 +115,7 @@ def parse_labels(text: str) -> dict[str, str]:
     """``kind=name`` pairs separated by commas."""
     pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
     if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
-        raise SaeuronError(f"`labels` is {text!r}: write `object=cat, style=Van Gogh`")
+        raise SaeuronError(f"`labels` is {text[:60]!r}: write `object=cat, style=Van Gogh`")
     return {kind.strip(): name.strip() for kind, name in pairs}
 
 
@@ -110,9 +126,16 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, hookpoint: Hookpoint, row: dict, tokens_per_map: int, max_gb: float, seed: int
+        self,
+        folder: Path,
+        hookpoint: Hookpoint,
+        row: dict,
+        tokens_per_map: int,
+        max_gb: float,
+        seed: int,
+        node_id: str | None = None,
     ) -> None:
-        self.folder, self.hookpoint, self.row = folder, hookpoint, row
+        self.folder, self.hookpoint, self.row, self.node_id = folder, hookpoint, row, node_id
         self.tokens_per_map, self.max_gb, self.seed = tokens_per_map, max_gb, seed
         self.parts: list[Tokens] = []
         self.check()
@@ -123,7 +146,7 @@ class Recorder:
         self.room = int(self.max_gb * 1e9) - held
         if self.room <= 0:
             raise SaeuronError(
-                f"{self.folder.name} holds {held / 1e9:.2f} GB: raise `max_gb`, or choose another folder"
+                f"{self.folder.name} holds {held / 1e9:.3f} GB: raise `max_gb`, or choose another folder"
             )
         own = {"hookpoint": self.hookpoint.name, "site": self.hookpoint.site, "tokens_per_map": self.tokens_per_map}
         self._check_same(own)
@@ -156,14 +179,26 @@ class Recorder:
             settings = {"model": self.model, "tokens_per_map": self.tokens_per_map}
             writer = RecordingWriter(self.folder, self.hookpoint, tokens.activations.shape[1], None, settings)
             writer.append([self.row] * self.pictures, tokens, self.seed)
+            tell(self.node_id, self.holds())
         self.parts = []
+
+    def holds(self) -> str:
+        """What the folder holds by now."""
+        if not (self.folder / "manifest.json").exists():
+            return f"{self.folder.name} is empty yet"
+        recording = Recording(self.folder)
+        size = sum((self.folder / name).stat().st_size for name in recording.shards)
+        return (
+            f"{self.folder.name} holds {len(recording)} tokens of {len(recording.prompts)} pictures, "
+            f"{size / 1e9:.3f} of {self.max_gb:g} GB"
+        )
 
     def _check_same(self, own: dict[str, object]) -> None:
         """Raise SaeuronError unless the folder is new, or was recorded with what ``own`` says."""
         manifest = self.folder / "manifest.json"
         if not manifest.exists():
             return
-        content = read_json(manifest)
+        content = formats.check(read_json(manifest), formats.ManifestDescription, manifest.name)
         before = content | content.get("settings", {})
         for name, value in own.items():
             if before.get(name) != value:

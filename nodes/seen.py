@@ -10,6 +10,7 @@ from ..saeuron import SaeuronError
 from ..saeuron.atlas.sheets import to_image
 from ..saeuron.atlas.survey import Seen
 
+GONE = "this picture is no longer kept: run its workflow again"
 KEPT = 16
 """Pictures that are kept, the latest."""
 OFFERED = 60
@@ -53,7 +54,7 @@ def search_by_brush(number: object, rows: object, sae_name: str, usual: torch.Te
     """
     one = _pictures.get(number) if isinstance(number, int) else None
     if one is None or one.sae_name != sae_name:
-        raise SaeuronError("this picture is no longer kept: run its workflow again")
+        raise SaeuronError(GONE)
     sound = isinstance(rows, list) and 0 < len(rows) <= SIDES and all(isinstance(row, list) for row in rows)
     sound = sound and 0 < len(rows[0]) <= SIDES and all(len(row) == len(rows[0]) for row in rows)
     if not sound or not all(isinstance(value, int | float) for row in rows for value in row):

@@ -13,14 +13,18 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from torch import nn
 
+from .host import workflow
 from .host.memory import manage
 from .host.sockets import CATEGORY, schema
+from .host.telling import tell
 
 WEIGHTS = Path(__file__).parents[1] / "tinycanvas" / "weights"
-DOWNSCALE = 2
+DOWNSCALE, SIDE = 2, 16
+"""Pixels a side of a latent's place, and places a side of the latents it was trained on."""
 
 
 class TinyCanvas(io.ComfyNode):
@@ -31,15 +35,50 @@ class TinyCanvas(io.ComfyNode):
             display_name="TinyCanvas",
             category=CATEGORY,
             description="A small model that draws ten objects in nine styles at 32 × 32, to try the nodes without a "
-            "checkpoint. `An image of heart in neon style.` Give Empty Latent Image 32 × 32, 25 steps, CFG 3.",
+            "checkpoint. `An image of heart in sepia style.` Give the sampler its LATENT, 25 steps, CFG 3.",
             search_aliases=["example model"],
-            inputs=[],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            inputs=[
+                io.Int.Input(
+                    "batch_size", default=4, min=1, max=64, optional=True, tooltip="Pictures in the latent given here."
+                ),
+                io.Int.Input(
+                    "enlarge",
+                    default=8,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    tooltip="How many times larger its VAE gives the pictures, so that they can be looked at.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                io.Latent.Output(tooltip="Empty, of the size the model draws."),
+            ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(load_model(), load_clip(), PixelVae())
+    def execute(cls, batch_size: int = 1, enlarge: int = 1) -> io.NodeOutput:
+        # What is left out is as it was in workflows that are older than the two inputs.
+        model = load_model()
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "saeuron_size", warn_of_size(workflow.number(cls)))
+        latent = {"samples": torch.zeros(batch_size, PixelLatents.latent_channels, SIDE, SIDE)}
+        return io.NodeOutput(model, load_clip(), PixelVae(enlarge), latent | {"downscale_ratio_spacial": DOWNSCALE})
+
+
+def warn_of_size(node_id: str | None):
+    """A wrapper of the sampling that tells, under the node, of pictures larger than the model knows."""
+
+    def wrapper(executor, noise, *args, **kwargs):
+        height, width = (DOWNSCALE * side for side in noise.shape[-2:])
+        if max(height, width) > 2 * DOWNSCALE * SIDE:
+            asked = f"TinyCanvas is asked for {width} × {height} and draws {DOWNSCALE * SIDE} × {DOWNSCALE * SIDE}"
+            tell(node_id, f"⚠ {asked}: connect its own LATENT to the sampler", warn=True)
+        return executor(noise, *args, **kwargs)
+
+    return wrapper
 
 
 class PixelLatents(comfy.latent_formats.LatentFormat):
@@ -169,24 +208,32 @@ def _load_clip_patcher(disable_dynamic: bool = False) -> ModelPatcher:
 
 
 class PixelVae:
-    """What nodes ask of a VAE, with the lossless pixel shuffle in its place. Images are ``[B, H, W, 3]`` in 0..1."""
+    """What nodes ask of a VAE, with the lossless pixel shuffle in its place. Images are ``[B, H, W, 3]`` in 0..1.
+
+    They are ``enlarge`` times as large as the model draws them, each pixel a square.
+    """
 
     latent_channels = PixelLatents.latent_channels
-    downscale_ratio = upscale_ratio = DOWNSCALE
     patcher = None
 
+    def __init__(self, enlarge: int = 1) -> None:
+        self.enlarge = enlarge
+        self.downscale_ratio = self.upscale_ratio = DOWNSCALE * enlarge
+
     def decode(self, latents: torch.Tensor, *_, **__) -> torch.Tensor:
-        return (nn.functional.pixel_shuffle(latents.float(), DOWNSCALE) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        pixels = (nn.functional.pixel_shuffle(latents.float(), DOWNSCALE) / 2 + 0.5).clamp(0, 1)
+        return nn.functional.interpolate(pixels, scale_factor=self.enlarge, mode="nearest").movedim(1, -1)
 
     def encode(self, images: torch.Tensor, *_, **__) -> torch.Tensor:
         pixels = images[..., :3].movedim(-1, 1) * 2 - 1
-        height, width = (size // DOWNSCALE * DOWNSCALE for size in pixels.shape[-2:])
-        return nn.functional.pixel_unshuffle(pixels[..., :height, :width], DOWNSCALE)
+        height, width = (size // self.downscale_ratio * self.downscale_ratio for size in pixels.shape[-2:])
+        pixels = nn.functional.avg_pool2d(pixels[..., :height, :width], self.enlarge)
+        return nn.functional.pixel_unshuffle(pixels, DOWNSCALE)
 
     decode_tiled, encode_tiled = decode, encode
 
     def spacial_compression_decode(self) -> int:
-        return DOWNSCALE
+        return self.downscale_ratio
 
     spacial_compression_encode = spacial_compression_decode
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .competition import compete
 from .errors import SaeuronError
 from .hookpoints import Hookpoint
 
@@ -71,6 +72,7 @@ class SparseAutoencoder(nn.Module):
         self.config: dict = {}
         self.metrics: dict = {}
         self._fingerprint: str | None = None
+        self.rounding: tuple[float, float] | None = None  # kept for `compete`
         self.W_enc = nn.Parameter(torch.zeros(n_latents, d_in))
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.W_dec = nn.Parameter(torch.zeros(n_latents, d_in))
@@ -106,7 +108,7 @@ class SparseAutoencoder(nn.Module):
         pre = self.pre_activations(tokens)
         if self._competes(per_token):
             values, latents = pre.topk(self.k, dim=-1, sorted=False)
-            return Code(self._strength(values), latents)
+            return Code(self.strength(values), latents)
         kept = self._over(pre)
         width = max(int((kept > 0).sum(-1).max()), 1)
         return Code(*kept.topk(width, dim=-1, sorted=False))
@@ -117,35 +119,51 @@ class SparseAutoencoder(nn.Module):
         if not self._competes(per_token):
             return self._over(pre)
         values, latents = pre.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter_(-1, latents, self._strength(values))
+        return torch.zeros_like(pre).scatter_(-1, latents, self.strength(values))
 
     def encode_at(self, tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         """Activations ``[T, m]`` of a few ``latents`` ``[m]`` on ``tokens`` ``[T, d_in]``, at O(T·m·d_in).
 
         Exact wherever an activation exceeds ``floor`` ``[m]``; elsewhere it may be given as it would be without
-        competition from other latents. Only tokens where one exceeds it pay for the whole encoder, since only there
-        the top-k competition decides anything.
+        competition from other latents.
         """
         values = self.encode_alone(tokens, latents)
         if self.uses_threshold:
             return values
         rows = (values > floor).any(-1).nonzero().squeeze(-1)
-        if len(rows):
-            contested = self.pre_activations(tokens[rows])
-            weakest = contested.topk(self.k, dim=-1).values[:, -1:]
-            own = contested[:, latents]
-            values = values.index_copy(0, rows, torch.where(own >= weakest, self._strength(own), 0))
-        return values
+        return values.index_copy(0, rows, self.encode_in(tokens[rows], latents, floor)) if len(rows) else values
+
+    def encode_where(
+        self, tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens ``[R]`` of ``[T, d_in]`` that may show one of ``latents`` ``[m]`` above its ``floor`` ``[m]``, and
+        the activations ``[R, m]`` there, exact above the floor.
+
+        Without competition from other latents activations are only larger, so that most tokens are ruled out at
+        O(T·m·d_in). A GPU is waited for once.
+        """
+        values = self.encode_alone(tokens, latents)
+        rows = (values > floor).any(-1).nonzero().squeeze(-1)
+        if self.uses_threshold or len(rows) == 0:
+            return rows, values[rows]
+        return rows, self.encode_in(tokens[rows], latents, floor)
+
+    def encode_in(self, tokens: torch.Tensor, latents: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+        """Activations ``[T, m]`` under competition on every one of ``tokens``, exact above ``floor`` ``[m]``."""
+        if self.uses_threshold:
+            return self.encode_alone(tokens, latents)
+        pre, wins = compete(self, tokens, latents, floor)
+        return torch.where(wins, self.strength(pre), 0)
 
     def encode_alone(self, tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """What ``latents`` ``[m]`` would show ``[..., m]`` if no other competed: never too little."""
         pre = self.pre_activations(tokens, latents)
-        return self._over(pre, latents) if self.uses_threshold else self._strength(pre)
+        return self._over(pre, latents) if self.uses_threshold else self.strength(pre)
 
     def _competes(self, per_token: bool) -> bool:
         return not self.uses_threshold or (per_token and self.activation == "batch_topk")
 
-    def _strength(self, pre: torch.Tensor) -> torch.Tensor:
+    def strength(self, pre: torch.Tensor) -> torch.Tensor:
         """What latents that won the top-k competition show; both functions keep the order that it was won in."""
         return pre.sigmoid() if self.activation == "sigmoid_topk" else pre.relu()
 

@@ -9,6 +9,7 @@ from .autoencoder import SparseAutoencoder
 from .concept_table import ConceptTable
 from .contrasts import Contrasts
 from .errors import SaeuronError
+from .formats import check_floats, check_latents, check_timesteps
 from .selection import nearest_column
 
 KEPT = 64
@@ -157,15 +158,17 @@ class CompactTable(ConceptTable):
 
     @classmethod
     def unpack(cls, tensors: dict[str, torch.Tensor], about: dict, sae: SparseAutoencoder) -> "CompactTable":
-        """The inverse of ``pack``; raises KeyError, TypeError or ValueError on what ``pack`` does not write."""
+        """The inverse of ``pack``; KeyError or SaeuronError on tensors that ``pack`` does not write."""
         latents, values, timesteps = (tensors[f"table.{name}"] for name in ("latents", "values", "timesteps"))
+        check_timesteps(timesteps)
         expected = (2, len(about["concepts"]), len(timesteps))
-        if latents.shape[:-1] != expected or values.shape != (4, *latents.shape) or about["kept"] > latents.shape[-1]:
-            raise ValueError("the tensors of its table do not have the shape its description gives")
-        if latents.numel() and not 0 <= int(latents.min()) <= int(latents.max()) < sae.n_latents:
-            raise ValueError("its table names latents that the SAE does not have")
+        fits = latents.dim() == 4 and latents.shape[:-1] == expected and values.shape == (4, *latents.shape)
+        if not fits or about["kept"] > min(latents.shape[-1], sae.n_latents):
+            raise SaeuronError("the tensors of its table do not have the shape its description gives")
+        check_latents(latents, sae.n_latents, "table")
+        check_floats(values, "table.values")
         names = dict(about["concepts"]), timesteps, sae.n_latents, sae.fingerprint, dict(about["origin"])
         fitted = None
         if about.get("contrasts") is not None:
             fitted = Contrasts.unpack(tensors, about["contrasts"], names[0], timesteps, sae)
-        return cls(*names, int(about["kept"]), float(about["scale"]), latents, values, fitted)
+        return cls(*names, about["kept"], float(about["scale"]), latents.int(), values, fitted)

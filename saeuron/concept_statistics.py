@@ -8,7 +8,8 @@ import torch
 
 from .autoencoder import SparseAutoencoder
 from .errors import SaeuronError, nearest
-from .files import read_tensors, write_tensors
+from .files import parse_json, read_tensors, write_tensors
+from .formats import HeaderDescription, TableDescription, check, check_floats, check_timesteps
 from .hookpoints import whole_timestep
 
 FORMAT, VERSIONS = "saeuron-concept-table", (1, 2)
@@ -48,7 +49,7 @@ class ConceptStatistics:
 
         ``timesteps`` are the sampler's, 0…1000; ``origin`` says where the SAE reads (`SparseAutoencoder.origin`).
         """
-        self.concepts = dict(concepts)
+        self.concepts = check({"concepts": dict(concepts)}, HeaderDescription, "the table")["concepts"]
         self.timesteps = torch.tensor(list(timesteps), dtype=torch.long)
         self.n_latents, self.fingerprint, self.origin = n_latents, fingerprint, dict(origin or {})
         self.sums = torch.zeros(len(self.concepts), len(self.timesteps), n_latents)
@@ -113,11 +114,13 @@ class ConceptStatistics:
         return column, shows
 
     def _make_room(self, d_in: int) -> None:
+        self.more = {name: torch.zeros(size) for name, size in self._sizes(d_in).items()}
+
+    def _sizes(self, d_in: int) -> dict[str, tuple[int, ...]]:
         count, steps = self.counts.shape
         sizes = {"tokens": (count, steps, d_in), "together": (count, count, steps), "pictures": (steps,)}
         sizes |= {"all_sums": (steps, self.n_latents), "all_tokens": (steps, d_in), "squares": (steps, self.n_latents)}
-        sizes |= {"apart": (steps, d_in), "halves": (steps,)}
-        self.more = {name: torch.zeros(size) for name, size in sizes.items()}
+        return sizes | {"apart": (steps, d_in), "halves": (steps,)}
 
     def check_belongs(self, fingerprint: str) -> None:
         """Raise SaeuronError unless these were gathered with the SAE of this fingerprint."""
@@ -145,16 +148,21 @@ class ConceptStatistics:
         return {"sums": self.sums, "counts": self.counts} | (self.more or {})
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take what ``tensors`` gave; raises KeyError or ValueError where it fits no such concepts and timesteps."""
+        """Take ``tensors`` as they are; KeyError or SaeuronError where they fit no such concepts and timesteps."""
+        sizes = {"sums": tuple(self.sums.shape), "counts": tuple(self.counts.shape)}
         if "tokens" in tensors:
-            self._make_room(tensors["tokens"].shape[-1])
-        if "unguided" in tensors:  # as version 2 first had it: the unconditional halves themselves, of all pictures
-            usual = tensors["all_tokens"] / tensors["pictures"].clamp(min=1)[:, None]
-            tensors = {**tensors, "apart": tensors["unguided"] - tensors["halves"][:, None] * usual}
-        for name, room in self.tensors.items():
-            if tensors[name].shape != room.shape:
-                raise ValueError("its tensors do not have the shape its description gives")
-            room.copy_(tensors[name])
+            sizes |= self._sizes(tensors["tokens"].shape[-1] if tensors["tokens"].dim() else 0)
+        known = {name: "unguided" if name == "apart" and "unguided" in tensors else name for name in sizes}
+        for name, stored in known.items():
+            check_floats(tensors[stored], stored)
+            if tensors[stored].shape != sizes[name]:
+                raise SaeuronError("its tensors do not have the shape its description gives")
+        found = {name: tensors[stored].float() for name, stored in known.items()}
+        if known.get("apart") == "unguided":  # as version 2 first had it: the halves themselves, of all pictures
+            usual = found["all_tokens"] / found["pictures"].clamp(min=1)[:, None]
+            found["apart"] -= found["halves"][:, None] * usual
+        self.sums, self.counts = found.pop("sums"), found.pop("counts")
+        self.more = found or None
 
     @classmethod
     def like(cls, other: "ConceptStatistics") -> "ConceptStatistics":
@@ -179,15 +187,19 @@ class ConceptStatistics:
         """Read a file of ``save``; raises SaeuronError naming one that is missing, broken or something else."""
         tensors, metadata = read_tensors(Path(path))
         try:
-            about = json.loads(metadata["saeuron"])
-            if about["format"] != FORMAT or about["version"] not in VERSIONS:
-                raise ValueError(f"it is {about['format']} {about['version']}")
-            n_latents, timesteps = tensors["sums"].shape[-1], tensors["timesteps"].tolist()
-            found = cls(about["concepts"], timesteps, n_latents, about["fingerprint"], about["origin"])
+            about = check(parse_json(metadata["saeuron"], "its description"), TableDescription, "its description")
+            sums, timesteps = tensors["sums"], tensors["timesteps"]
+            check_timesteps(timesteps)
+            if sums.shape[:-1] != (len(about["concepts"]), len(timesteps)) or about.get("n_latents") not in (
+                None,
+                sums.shape[-1],
+            ):
+                raise SaeuronError("its tensors do not have the shape its description gives")
+            found = cls(about["concepts"], timesteps.tolist(), sums.shape[-1], about["fingerprint"], about["origin"])
             found.restore(tensors)
-        except KeyError as error:
+        except (KeyError, IndexError) as error:
             raise SaeuronError(f"{path} is not a concept table: it lacks {error}") from None
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except SaeuronError as error:
             raise SaeuronError(f"{path} is not a concept table of format {FORMAT} {VERSIONS[-1]}: {error}") from None
         return found
 

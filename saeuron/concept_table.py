@@ -36,7 +36,7 @@ class ConceptTable(ABC):
         """The kind of ``concept``. The one place where a concept's name is looked up: SaeuronError has the nearest."""
         if concept not in self.concepts:
             raise SaeuronError(
-                f"concept {concept!r} is not in the table; the nearest are {nearest(concept, self.concepts)}"
+                f"concept {concept[:60]!r} is not in the table; the nearest are {nearest(concept, self.concepts)}"
             )
         return self.concepts[concept]
 

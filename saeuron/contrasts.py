@@ -9,6 +9,7 @@ from torch import nn
 from .autoencoder import SparseAutoencoder
 from .concept_statistics import ConceptStatistics
 from .errors import SaeuronError
+from .formats import check_floats, check_latents
 from .selection import nearest_column
 
 DETECTING, CHANGING = 64, 192
@@ -75,9 +76,12 @@ class Contrasts:
             )
         kinds, found = list(statistics.concepts.values()), []
         for column in range(len(statistics.timesteps)):
-            step = _Step.solve(statistics, sae, column)
             own = None if residuals is None else residuals[:, column].float() @ sae.W_enc.detach().float().cpu().T
-            found.append((*step.detectors(kinds, own), *step.changes(kinds), step.distances()))
+            try:
+                step = _Step.solve(statistics, sae, column)
+                found.append((*step.detectors(kinds, own), *step.changes(kinds), step.distances()))
+            except torch.linalg.LinAlgError:
+                raise SaeuronError("this concept table's sums are of no pictures: run `score` again") from None
         latents, weights, usual, changed, effects, distances = (
             torch.stack(parts) for parts in zip(*found, strict=True)
         )
@@ -174,20 +178,19 @@ class Contrasts:
         timesteps: torch.Tensor,
         sae: SparseAutoencoder,
     ) -> "Contrasts":
-        """The inverse of ``pack``; raises KeyError, TypeError or ValueError on what ``pack`` does not write."""
+        """The inverse of ``pack``; KeyError or SaeuronError on tensors that ``pack`` does not write."""
         names = ("latents", "weights", "offsets", "changed", "effects", "distances")
         latents, weights, offsets, changed, effects, distances = (tensors[f"contrasts.{name}"] for name in names)
         start, unit = (len(timesteps), len(concepts)), float(about["unit"])
         pairs = ((latents, weights), (changed, effects))
         right = all(one.shape == other.shape and one.shape[:2] == start and one.dim() == 3 for one, other in pairs)
-        if not right or offsets.shape != start or distances.shape != (start[1],) * 2:
-            raise ValueError("its contrasts do not have the shape its description gives")
-        latents, changed = latents.long(), changed.long()
-        for numbers in (latents, changed):
-            if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < sae.n_latents:
-                raise ValueError("its contrasts name latents that the SAE does not have")
-        values = latents, weights.float() / unit, offsets, changed, effects.float() * unit, distances, unit
-        return cls(dict(concepts), timesteps, sae.fingerprint, *values)
+        if not right or offsets.shape != start or distances.shape != (start[1],) * 2 or distances.isnan().any():
+            raise SaeuronError("its contrasts do not have the shape its description gives")
+        for numbers, values in pairs:
+            check_latents(numbers, sae.n_latents, "contrasts")
+            check_floats(values, "contrasts")
+        values = weights.float() / unit, offsets.float(), changed.long(), effects.float() * unit, distances.float()
+        return cls(dict(concepts), timesteps, sae.fingerprint, latents.long(), *values, unit)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,29 +51,49 @@ class Detector:
         return cls(table.timesteps, numbers, means, floors, table.fingerprint)
 
 
-def shown(detectors: Sequence[Detector], sae: SparseAutoencoder, tokens: torch.Tensor, timestep: float) -> torch.Tensor:
-    """Which maps of ``tokens`` ``[B, N, d_in]`` show which detector's concept, ``[B, len(detectors)]`` booleans.
+class Detectors:
+    """Several detectors that look at the same maps and share one encode."""
 
-    All share one encode. Without competition from other latents activations are only larger, so most maps are
-    ruled out at the price of a few latents.
-    """
-    device = tokens.device
-    numbers = torch.cat([one.latents for one in detectors])
-    latents, places = (found.to(device) for found in numbers.unique(return_inverse=True))
-    places = places.split([len(one.latents) for one in detectors])
-    columns = [nearest_column(one.timesteps, timestep) for one in detectors]
-    floors = torch.stack([one.floors[n] for one, n in zip(detectors, columns, strict=True)]).to(device)
-    most = sae.encode_alone(tokens, latents).mean(1)[:, torch.stack([place[0] for place in places])]
-    found = most > floors
-    maybe = found.any(-1).nonzero().squeeze(-1)
-    if len(maybe) == 0:
-        return found
-    flat = tokens[maybe].reshape(-1, sae.d_in)
-    activity = sae.encode_at(flat, latents, torch.zeros(len(latents), device=device))
-    activity = activity.view(len(maybe), -1, len(latents)).mean(1)
-    for number, (one, place, column) in enumerate(zip(detectors, places, columns, strict=True)):
-        means, own = one.means[column].to(device), activity[:, place]
-        relative = torch.where(means > 0, own / means, 0)
-        strong = (relative[:, :1] >= SHARE * relative).all(-1)
-        found[maybe, number] = strong & (own[:, 0] > floors[number])
-    return found
+    def __init__(self, detectors: Sequence[Detector]) -> None:
+        self.all = detectors
+        numbers = torch.cat([one.latents for one in detectors])
+        latents, places = numbers.unique(return_inverse=True)
+        self._latents, self._places = latents, places.split([len(one.latents) for one in detectors])
+        self._placed: dict = {}
+
+    def shown(self, sae: SparseAutoencoder, tokens: torch.Tensor, timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps ``[R]`` of ``tokens`` ``[B, N, d_in]`` that may show a concept, and which of the detectors' they do
+        show, ``[R, len(detectors)]`` booleans.
+
+        Without competition from other latents activations are only larger, so most maps are ruled out at the price of
+        a few latents.
+        """
+        latents, first, floors, others = self._at(timestep, tokens.device)
+        maybe = (sae.encode_alone(tokens, latents).mean(1)[:, first] > floors).any(-1).nonzero().squeeze(-1)
+        if len(maybe) == 0:
+            return maybe, torch.zeros(0, len(self.all), dtype=torch.bool, device=tokens.device)
+        flat = tokens[maybe].reshape(-1, sae.d_in)
+        activity = (
+            sae.encode_in(flat, latents, torch.zeros(len(latents), device=tokens.device))
+            .view(len(maybe), -1, len(latents))
+            .mean(1)
+        )
+        found = activity[:, first] > floors
+        for number, (place, means) in enumerate(others):
+            relative = torch.where(means > 0, activity[:, place] / means, 0)
+            found[:, number] &= (relative[:, :1] >= SHARE * relative).all(-1)
+        return maybe, found
+
+    def _at(self, timestep: float, device: torch.device) -> tuple:
+        """All latents, the number of each detector's first, its floor, and its latents' numbers and means: at the
+        nearest recorded timestep, on ``device``, where they then stay."""
+        columns = tuple(nearest_column(one.timesteps, timestep) for one in self.all)
+        if (columns, device) not in self._placed:
+            pairs = list(zip(self.all, columns, strict=True))
+            first = torch.stack([place[0] for place in self._places])
+            floors = torch.stack([one.floors[column] for one, column in pairs])
+            means = [one.means[column].to(device) for one, column in pairs]
+            places = [place.to(device) for place in self._places]
+            parts = self._latents.to(device), first.to(device), floors.to(device), list(zip(places, means, strict=True))
+            self._placed[columns, device] = parts
+        return self._placed[columns, device]

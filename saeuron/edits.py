@@ -3,18 +3,19 @@
 All are called alike, ``edit(tokens, timestep, mask=None)``: ``tokens`` ``[B, N, d_in]`` at ``timestep``; ``mask``
 ``[B or 1, N]`` in 0..1 says how much of the edit each token receives. The result has the tokens' shape, dtype and
 device, and a token that the edit does not concern leaves as it came, bit for bit. Gradients flow through an edit where
-the caller keeps them. All raise SaeuronError where the tokens' width is not the SAE's.
+the caller keeps them. A GPU is waited for once in a call at most, and a call takes about as much memory as one
+encode of its tokens. All raise SaeuronError where the tokens' width is not the SAE's.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .autoencoder import SparseAutoencoder
 from .contrasts import Contrasts
-from .detector import Detector, shown
+from .detector import Detector, Detectors
 from .errors import SaeuronError
 from .selection import SelectedLatents, Selection
 
@@ -40,7 +41,7 @@ class Edit(Window):
 
     def __call__(self, tokens: torch.Tensor, timestep: float, mask: torch.Tensor | None = None) -> torch.Tensor:
         self.sae.check_width(tokens)
-        if not self.covers(timestep) or self.is_idle(timestep):
+        if not tokens.numel() or not self.covers(timestep) or self.is_idle(timestep):
             return tokens
         flat = tokens.reshape(-1, self.sae.d_in)
         edited = self.apply(flat, len(tokens), timestep, _weight(tokens, mask))
@@ -112,15 +113,14 @@ class Ablate(_OfSelection):
             raise SaeuronError(f"scale {self.scale!r} is unknown; it is one of {', '.join(SCALES)}")
 
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
-        chosen = self.selection.at(timestep).to(flat.device)
+        chosen = self.selection.at(timestep, flat.device)
         if self.paper_exact:
             return self._published(flat, chosen, weight)
-        active = self.sae.encode_at(flat, chosen.latents, chosen.kind_means)
-        rows = ((active > chosen.kind_means) & (weight != 0)).any(-1).nonzero().squeeze(-1)
+        rows, active = self.sae.encode_where(flat, chosen.latents, chosen.kind_means)
         if len(rows) == 0:
             return flat
         norms = self._norms(self.sae.encode_sparse(flat[rows]).values) if self.scale == "norm" else None
-        change = weight.expand(len(flat), 1)[rows] * self._change(active[rows], chosen, norms)
+        change = weight.expand(len(flat), 1)[rows] * self._change(active, chosen, norms)
         return move(flat, rows, change, self.sae.W_dec[chosen.latents])
 
     @property
@@ -162,16 +162,15 @@ class Replace(_OfSelection):
     seed: int = 0
 
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
-        chosen = self.selection.at(timestep).to(flat.device)
-        active = self.sae.encode_at(flat, chosen.latents, chosen.kind_means)
-        fires = (active > chosen.kind_means).any(-1).view(maps, -1)
-        concerned = (fires & ~fires.all(1, keepdim=True)).flatten() & (weight != 0).squeeze(-1)
-        rows = concerned.nonzero().squeeze(-1)
+        chosen = self.selection.at(timestep, flat.device)
+        rows, active = self.sae.encode_where(flat, chosen.latents, chosen.kind_means)
         if len(rows) == 0:
             return flat
-        taken = flat[self._donors(fires, timestep)[rows]]
-        part = weight.expand(len(flat), 1)[rows].to(taken.dtype)
-        return flat.index_copy(0, rows, torch.where(part == 1, taken, flat[rows].lerp(taken, part)))
+        fires = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+        fires = fires.index_copy(0, rows, (active > chosen.kind_means).any(-1)).view(maps, -1)
+        part = torch.where(fires & ~fires.all(1, keepdim=True), 1.0, 0.0).view(-1, 1) * weight
+        taken, part = flat[self._donors(fires, timestep)[rows]], part[rows].to(flat.dtype)
+        return put(flat, rows, torch.where(part == 1, taken, flat[rows].lerp(taken, part)), part != 0)
 
     def _donors(self, fires: torch.Tensor, timestep: float) -> torch.Tensor:
         """For every token of ``fires`` ``[B, N]``, the flat number ``[B·N]`` of one of its map that does not fire."""
@@ -197,25 +196,29 @@ class Shift(Edit):
 
     selections: Sequence[Selection]
     detectors: Sequence[Detector]
+    detecting: Detectors | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._check_belong(*self.selections, *self.detectors)
+        if self.detecting is None or self.detecting.all is not self.detectors:
+            object.__setattr__(self, "detecting", Detectors(self.detectors))
 
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
-        shows = shown(self.detectors, self.sae, flat.view(maps, -1, self.sae.d_in), timestep)
-        change = weight * shows.float().repeat_interleave(len(flat) // max(maps, 1), 0)
-        rows = change.any(-1).nonzero().squeeze(-1)
-        if len(rows) == 0:
+        maybe, shows = self.detecting.shown(self.sae, flat.view(maps, -1, self.sae.d_in), timestep)
+        if len(maybe) == 0:
             return flat
-        directions = torch.stack([self._direction(one.at(timestep).to(flat.device)) for one in self.selections])
-        return move(flat, rows, change[rows], directions)
+        length = len(flat) // maps
+        rows = (maybe[:, None] * length + torch.arange(length, device=flat.device)).flatten()
+        change = weight.expand(len(flat), 1)[rows] * shows.float().repeat_interleave(length, 0)
+        directions = torch.stack([self._direction(one.at(timestep, flat.device)) for one in self.selections])
+        return move(flat, rows, change, directions)
 
     def joined(self, other: "Shift") -> "Shift | None":
         selections = [*self.selections, *other.selections]
         names = [name for selection in selections for name in selection.concepts]
         if len(set(names)) < len(names):
             return None
-        return replace(self, selections=selections, detectors=[*self.detectors, *other.detectors])
+        return replace(self, selections=selections, detectors=[*self.detectors, *other.detectors], detecting=None)
 
     def _direction(self, chosen: SelectedLatents) -> torch.Tensor:
         return (chosen.strengths * (chosen.means - chosen.kind_means)) @ self.sae.W_dec[chosen.latents].float()
@@ -232,6 +235,7 @@ class Steer(Edit):
     latents: tuple[int, ...]
     add: float = 0.0
     scale: float = 1.0
+    placed: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         latents = tuple(int(latent) for latent in self.latents)
@@ -245,14 +249,17 @@ class Steer(Edit):
         return not self.latents or (self.add == 0 and self.scale == 1)
 
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
-        latents = torch.tensor(self.latents, device=flat.device)
-        change = torch.full((len(flat), len(latents)), float(self.add), device=flat.device)
+        if flat.device not in self.placed:
+            self.placed[flat.device] = torch.tensor(self.latents, device=flat.device)
+        latents = self.placed[flat.device]
+        rows, change = torch.arange(len(flat), device=flat.device), weight.new_full((len(flat), len(latents)), self.add)
         if self.scale != 1:
-            floor = torch.zeros(len(latents), device=flat.device)
-            change = change + (self.scale - 1) * self.sae.encode_at(flat, latents, floor).float()
-        change = weight * change
-        rows = change.any(-1).nonzero().squeeze(-1)
-        return flat if len(rows) == 0 else move(flat, rows, change[rows], self.sae.W_dec[latents])
+            firing, active = self.sae.encode_where(flat, latents, torch.zeros(len(latents), device=flat.device))
+            scaled = (self.scale - 1) * active.float()
+            rows, change = (rows, change.index_add(0, firing, scaled)) if self.add else (firing, scaled)
+        if len(rows) == 0:
+            return flat
+        return move(flat, rows, weight.expand(len(flat), 1)[rows] * change, self.sae.W_dec[latents])
 
 
 def join(one: Edit, other: Edit) -> Edit | None:
@@ -271,4 +278,21 @@ def _weight(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 def move(flat: torch.Tensor, rows: torch.Tensor, change: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """``flat`` ``[T, d_in]`` with ``change`` ``[R, m]`` × ``directions`` ``[m, d_in]`` added at ``rows`` ``[R]``."""
     moved = flat[rows].float() + change @ directions.float()
-    return flat.index_copy(0, rows, moved.to(flat.dtype))
+    if flat.dtype == torch.float16:  # whose largest number is small, and an infinity would blacken the picture
+        moved = moved.clamp(torch.finfo(flat.dtype).min, torch.finfo(flat.dtype).max)
+    return put(flat, rows, moved.to(flat.dtype), (change != 0).any(-1, keepdim=True))
+
+
+def put(flat: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """``flat`` ``[T, d_in]`` with ``tokens`` ``[R, d_in]`` at ``rows`` ``[R]``, but only ``where`` ``[R, 1]`` says so.
+
+    The very same tensor where that is nowhere, on a CPU: a GPU is not waited for to know.
+    """
+    if is_free_to_ask(flat) and not where.any():
+        return flat
+    return flat.index_copy(0, rows, torch.where(where, tokens, flat[rows]))
+
+
+def is_free_to_ask(tensor: torch.Tensor) -> bool:
+    """Whether what ``tensor`` holds is known without waiting for a device."""
+    return tensor.device.type == "cpu"

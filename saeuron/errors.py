@@ -3,9 +3,18 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
+LONGEST = 380
+"""Characters of a message. What a file says of itself may be of any length, and so may a message that repeats it."""
+
 
 class SaeuronError(ValueError):
     """Something the user gave does not fit. The message is one sentence that says what to do about it."""
+
+    def __init__(self, message: object) -> None:
+        text = "".join(c if c.isprintable() else " " for c in str(message))
+        if len(text) > LONGEST:  # the beginning names the file and the end says what to do
+            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 + 3 :]}"
+        super().__init__(text)
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 5) -> str:

@@ -19,7 +19,8 @@ from .concept_statistics import ConceptStatistics
 from .concept_table import ConceptTable, WholeTable
 from .contrasts import Contrasts
 from .errors import SaeuronError
-from .files import read_tensors, write_tensors
+from .files import parse_json, read_tensors, write_tensors
+from .formats import LessonDescription, check
 
 FORMAT, VERSION = "saeuron-lesson", 2
 FEWEST = 3
@@ -171,11 +172,20 @@ class Learner:
         if self.path is None or not self.path.exists():
             return
         tensors, metadata = read_tensors(self.path)
-        about = json.loads(metadata.get("saeuron", "{}"))
+        about = parse_json(metadata.get("saeuron", "{}"), self.path)
         if about.get("format") != FORMAT or about.get("identity") != self.identity:
             return
-        self.done, self.middles = tensors["done"], tensors["middles"]
-        self.statistics.restore({name: tensor for name, tensor in tensors.items() if name not in ("done", "middles")})
+        check(about, LessonDescription, self.path)
+        done, middles = tensors.pop("done", None), tensors.pop("middles", None)
+        try:
+            if done is None or (done.dtype, done.shape) != (self.done.dtype, self.done.shape):
+                raise SaeuronError("its list of finished prompts is broken")
+            if middles is None or (middles.dtype, middles.shape) != (self.middles.dtype, self.middles.shape):
+                raise SaeuronError("its mean tokens are broken")
+            self.statistics.restore(tensors)
+        except (KeyError, SaeuronError) as error:
+            raise SaeuronError(f"{self.path} is not readable: {error}; delete it to begin anew") from None
+        self.done, self.middles = done, middles
 
 
 def with_learnt(bundle: Bundle, learner: Learner) -> Bundle:

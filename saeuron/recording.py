@@ -17,6 +17,7 @@ import torch
 
 from .errors import SaeuronError, check_same
 from .files import read_json, read_tensors, write_json, write_tensors
+from .formats import ManifestDescription, PartDescription, PromptsDescription, check
 from .hookpoints import Hookpoint
 
 FORMAT, VERSION = "saeuron-recording", 1
@@ -78,13 +79,13 @@ class RecordingWriter:
             "d_in": d_in,
             "dtype": "float16",
             "settings": settings,
-            "settings_hash": _hash([_identity(settings), hookpoint.name, hookpoint.site, d_in]),
+            "settings_hash": settings_digest(settings, hookpoint, d_in),
             "complete": False,
             "shards": {},
         }
         path = self.folder / "manifest.json"
         if path.exists():
-            self._continue(read_json(path), prompts)
+            self._continue(check(read_json(path), ManifestDescription, path), prompts)
         else:
             write_json(self.folder / "prompts.json", {"prompts": prompts or []})
             write_json(path, self.manifest)
@@ -98,7 +99,7 @@ class RecordingWriter:
             {key: of.get(key) for key in keys} | _identity(of.get("settings", {})) for of in (before, self.manifest)
         )
         check_same(self.folder, old, new, "choose another folder, or delete this one")
-        known = read_json(self.folder / "prompts.json")["prompts"]
+        known = _read_prompts(self.folder)
         self.manifest = before
         if prompts is None or prompts == known:
             return
@@ -121,7 +122,9 @@ class RecordingWriter:
     def write(self, shard: int, tokens: Tokens, seed: int) -> None:
         """Shuffle the rows by ``seed``, write them as shard number ``shard`` and enter it in the manifest."""
         order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-        tensors = {"activations": tokens.activations[order].half()}
+        # A larger number would be an infinity in half precision, which no SAE can be trained on.
+        largest = torch.finfo(torch.float16).max
+        tensors = {"activations": tokens.activations[order].clamp(-largest, largest).half()}
         tensors |= {name: getattr(tokens, name)[order].to(dtype) for name, dtype in COLUMNS.items()}
         write_tensors(self.folder / _shard_name(shard), tensors)
         self._own[_shard_name(shard)] = len(tokens)
@@ -130,7 +133,7 @@ class RecordingWriter:
 
     def append(self, prompts: list[dict], tokens: Tokens, seed: int) -> None:
         """Add a shard with prompts of its own, which ``tokens.prompt`` counts from 0. Complete after every shard."""
-        known = read_json(self.folder / "prompts.json")["prompts"]
+        known = _read_prompts(self.folder)
         write_json(self.folder / "prompts.json", {"prompts": known + prompts})
         moved = Tokens(tokens.activations, tokens.prompt + len(known), tokens.timestep, tokens.position)
         self.manifest["complete"] = True
@@ -159,7 +162,8 @@ class RecordingWriter:
 
     def _gather(self) -> None:
         """Enter in the manifest what the other processes list; their lists are then gone."""
-        parts = {path: read_json(path) for path in sorted(self.folder.glob("part-*.json"))}
+        found = sorted(self.folder.glob("part-*.json"))
+        parts = {path: check(read_json(path), PartDescription, path) for path in found}
         for part in parts.values():
             if part.get("settings_hash") == self.manifest["settings_hash"]:
                 self._enter(part["shards"])
@@ -178,12 +182,8 @@ class Recording:
             inside = sorted(path.parent.name for path in self.folder.glob("*/manifest.json"))
             hint = f"; it holds the recordings {', '.join(inside)}" if inside else ""
             raise SaeuronError(f"{self.folder} is not a recording: it has no manifest.json{hint}")
-        manifest = read_json(self.folder / "manifest.json")
-        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-            raise SaeuronError(f"{self.folder / 'manifest.json'} is not of format {FORMAT} {VERSION}")
-        lacking = {"shards", "complete", "hookpoint", "site", "d_in", "settings", "settings_hash"} - set(manifest)
-        if lacking:
-            raise SaeuronError(f"{self.folder / 'manifest.json'} lacks {', '.join(sorted(lacking))}")
+        path = self.folder / "manifest.json"
+        manifest = check(read_json(path), ManifestDescription, path)
         self.shards: dict[str, int] = manifest["shards"]
         self.complete: bool = manifest["complete"]
         if not self.shards:
@@ -198,7 +198,7 @@ class Recording:
 
     @property
     def prompts(self) -> list[dict]:
-        return read_json(self.folder / "prompts.json")["prompts"]
+        return _read_prompts(self.folder)
 
     def __len__(self) -> int:
         return sum(self.shards.values())
@@ -206,8 +206,10 @@ class Recording:
     def read(self, shard: str) -> Tokens:
         """The rows of one shard; raises SaeuronError where the file is not what the manifest says."""
         tensors, _ = read_tensors(self.folder / shard)
-        lacking = {"activations", *COLUMNS} - set(tensors)
-        if lacking or tensors["activations"].shape != (self.shards[shard], self.d_in):
+        count, kinds = self.shards[shard], {"activations": torch.float16, **COLUMNS}
+        shapes = dict.fromkeys(kinds, (count,)) | {"activations": (count, self.d_in)}
+        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        if found != {name: (kind, shapes[name]) for name, kind in kinds.items()}:
             raise SaeuronError(
                 f"{self.folder / shard} is not the shard its manifest lists; delete the folder and record again"
             )
@@ -234,11 +236,16 @@ class Recording:
         rest: list[Tokens] = []
         for start in range(0, len(names), interleave):
             pool = Tokens.cat(rest + [self.read(name) for name in names[start : start + interleave]])
-            order = _maps_together(pool, generator) if by_map else torch.randperm(len(pool), generator=generator)
+            order = mixed(pool, generator, by_map)
             whole = len(pool) // size * size
             for at in range(0, whole, size):
                 yield pool.pick(order[at : at + size])
             rest = [pool.pick(order[whole:])]
+
+
+def mixed(tokens: Tokens, generator: torch.Generator, by_map: bool = False) -> torch.Tensor:
+    """The rows of ``tokens`` in a random order, in which ``by_map`` keeps those of one map together."""
+    return _maps_together(tokens, generator) if by_map else torch.randperm(len(tokens), generator=generator)
 
 
 def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
@@ -250,6 +257,16 @@ def _maps_together(tokens: Tokens, generator: torch.Generator) -> torch.Tensor:
 
 def _shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
+
+
+def _read_prompts(folder: Path) -> list[dict]:
+    path = folder / "prompts.json"
+    return check(read_json(path), PromptsDescription, path)["prompts"]
+
+
+def settings_digest(settings: dict, hookpoint: Hookpoint, d_in: int) -> str:
+    """What tells recordings made with other ``settings``, or elsewhere, apart; 16 hexadecimal digits."""
+    return _hash([_identity(settings), hookpoint.name, hookpoint.site, d_in])
 
 
 def _identity(settings: dict) -> dict:

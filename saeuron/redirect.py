@@ -49,10 +49,13 @@ class Redirect(Edit):
     def apply(self, flat: torch.Tensor, maps: int, timestep: float, weight: torch.Tensor) -> torch.Tensor:
         tokens = flat.view(maps, -1, self.sae.d_in)
         folded = self.folded.at(timestep, flat.device)
-        amounts = folded.amounts(tokens.mean(1, dtype=torch.float32))
-        change = weight * amounts.repeat_interleave(tokens.shape[1], 0)
+        change = weight * folded.amounts(tokens).repeat_interleave(tokens.shape[1], 0)
         rows = change.any(-1).nonzero().squeeze(-1)
         return flat if len(rows) == 0 else move(flat, rows, change[rows], folded.directions)
+
+    def amounts(self, tokens: torch.Tensor, timestep: float) -> torch.Tensor:
+        """How much of each concept, in the order of ``strengths``, maps ``[B, N, d]`` show: ``[B, C]`` in 0…1."""
+        return self.folded.at(timestep, tokens.device).amounts(tokens)
 
     def joined(self, other: "Redirect") -> "Redirect":
         """One edit that removes the concepts of both, each knowing of the other."""
@@ -102,9 +105,9 @@ class Folded:
         now = {name: getattr(here, name)[column] for name in ("probes", "offsets", "directions")}
         return replace(here, **now)
 
-    def amounts(self, middle: torch.Tensor) -> torch.Tensor:
-        """How much of each removed concept mean tokens ``[B, d]`` show, ``[B, R]`` in 0…1."""
-        scores = middle @ self.probes.T - self.offsets
+    def amounts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """How much of each removed concept maps ``[B, N, d]`` show, ``[B, R]`` in 0…1."""
+        scores = tokens.mean(1, dtype=torch.float32) @ self.probes.T - self.offsets
         against = torch.where(self.rivals, scores.clamp(min=0)[:, None], 0).amax(-1)
         evidence = scores[:, self.removed] - SHARE * against
         return ((evidence - LOW) / (HIGH - LOW)).clamp(0, 1)

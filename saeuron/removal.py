@@ -15,6 +15,7 @@ from .detector import Detector
 from .edits import SCALES, Ablate, Edit, Replace, Shift
 from .errors import SaeuronError, nearest
 from .files import read_json, write_json
+from .formats import SettingsDescription, check
 from .redirect import Redirect
 from .selection import Selection
 
@@ -160,10 +161,7 @@ def build_edits(sae: SparseAutoencoder, table: ConceptTable, settings: Mapping[s
 
 def read_settings(path: str | Path) -> dict[str, Setting]:
     """Concept → Setting from a ``settings.json``; raises SaeuronError naming the file and the concept that is wrong."""
-    concepts = read_json(Path(path)).get("concepts")
-    if not isinstance(concepts, dict):
-        raise SaeuronError(f"{path} is not a settings file: it has no `concepts`")
-    return parse_settings(concepts, path)
+    return parse_settings(check(read_json(Path(path)), SettingsDescription, path)["concepts"], path)
 
 
 def parse_settings(concepts: Mapping[str, Mapping[str, object]], path: str | Path) -> dict[str, Setting]:

@@ -1,7 +1,7 @@
 """A selection: the few latents an edit touches, with all that it needs to know about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,18 +22,23 @@ class Selection:
     strengths: torch.Tensor
     concepts: tuple[str, ...]
     fingerprint: str
+    _placed: dict = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_empty(self) -> bool:
         return not bool((self.latents >= 0).any())
 
-    def at(self, timestep: float) -> "SelectedLatents":
-        """What holds at the recorded timestep nearest to ``timestep``, so that any sampler and step count works."""
-        column = nearest_column(self.timesteps, timestep)
-        used = self.latents[column] >= 0
-        return SelectedLatents(
-            *(field[column][used] for field in (self.latents, self.means, self.kind_means, self.strengths))
-        )
+    def at(self, timestep: float, device: torch.device | str = "cpu") -> "SelectedLatents":
+        """What holds at the recorded timestep nearest to ``timestep``, so that any sampler and step count works.
+
+        Once on ``device`` it stays there: a GPU is waited for when something is sent to it.
+        """
+        key = nearest_column(self.timesteps, timestep), torch.device(device)
+        if key not in self._placed:
+            fields = [own[key[0]] for own in (self.latents, self.means, self.kind_means, self.strengths)]
+            used = fields[0] >= 0
+            self._placed[key] = SelectedLatents(*(own[used].to(device) for own in fields))
+        return self._placed[key]
 
     @staticmethod
     def merge(selections: Sequence["Selection"]) -> "Selection":
@@ -71,11 +76,6 @@ class SelectedLatents:
     means: torch.Tensor
     kind_means: torch.Tensor
     strengths: torch.Tensor
-
-    def to(self, device: torch.device) -> "SelectedLatents":
-        return SelectedLatents(
-            *(field.to(device) for field in (self.latents, self.means, self.kind_means, self.strengths))
-        )
 
 
 def nearest_column(timesteps: torch.Tensor, timestep: float) -> int:

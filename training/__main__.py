@@ -6,6 +6,7 @@ A command's options are imported when it is called, and what it does when it run
 import importlib
 import os
 import sys
+from contextlib import nullcontext
 
 COMMANDS = {
     "record": ("sae", "Record"),
@@ -46,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         except SaeuronError as error:
             _tell(f"error: {error}", everyone=True)
             return 2
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package in ("", "saeuron", "tinycanvas", (__package__ or "training").split(".")[0]):
+                raise
+            _tell(f'error: the bench needs {package}: run `pip install ".[training]"` in its folder', everyone=True)
+            return 2
     except BrokenPipeError:  # whoever read this has seen enough
         sys.stdout = None
     except KeyboardInterrupt:
@@ -76,7 +83,15 @@ def _run(arguments: list[str]) -> None:
     import tyro
 
     command = options(name)
-    tyro.cli(command, prog=f"{_program()} {name}", args=rest, default=_from_file(command, rest)).run()
+    from .common.options import Long
+    from .common.processes import is_main
+
+    given = tyro.cli(command, prog=f"{_program()} {name}", args=rest, default=_from_file(command, rest))
+    from .common.resume import held  # with torch, which --help does without
+
+    lasting = isinstance(given, Long) and not given.dry_run and is_main()
+    with held(given.output) if lasting else nullcontext():
+        given.run()
 
 
 def _from_file(command: type, arguments: list[str]) -> object:

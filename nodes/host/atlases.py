@@ -9,10 +9,13 @@ from PIL import Image
 
 from ...saeuron import SaeuronError
 from ...saeuron.atlas import labels
+from ...saeuron.atlas.folder import read_about
 from ...saeuron.checkpoints import LAYOUTS
-from . import files
+from . import files, headers
 
 SUFFIX = ".atlas"
+LARGEST = 8192
+"""Pixels of a side of a picture that is made smaller."""
 LOCK = threading.Lock()
 """Held by whoever changes an atlas: a node while a workflow runs, and what the panel asks for."""
 
@@ -30,6 +33,16 @@ def folder_of(sae_name: str) -> Path | None:
     beside = file.with_name(file.stem + SUFFIX)
     found = (folder for folder in (own_folder(sae_name), beside) if (folder / "atlas.json").exists())
     return next(found, None)
+
+
+def checked_folder(sae_name: str) -> Path:
+    """`folder_of`; raises SaeuronError where there is none, and where it is the atlas of another SAE."""
+    folder = folder_of(sae_name)
+    if folder is None:
+        raise SaeuronError(f"{sae_name} has no atlas yet: build one with `training atlas` or Atlas Recorder")
+    if read_about(folder)["fingerprint"] != headers.sae_of(sae_name).fingerprint:
+        raise SaeuronError(f"{folder} is the atlas of another SAE than {sae_name}: build one for it")
+    return folder
 
 
 def with_atlas() -> dict[str, bool]:
@@ -81,10 +94,20 @@ def shown_picture(shown: object) -> Image.Image:
     """A picture in ComfyUI's folder for previews, by the name that PreviewImage gave it; nothing outside is read."""
     name = shown.get("filename") if isinstance(shown, dict) else None
     root = Path(folder_paths.get_temp_directory()).resolve()
-    path = (root / str(shown.get("subfolder") or "") / str(name)).resolve() if isinstance(name, str) else root
-    if root not in path.parents or not path.is_file():
+    try:
+        path = (root / str(shown.get("subfolder") or "") / name).resolve() if isinstance(name, str) else root
+        found = root in path.parents and path.is_file()
+    except (OSError, ValueError):  # names that no file can have
+        found = False
+    if not found:
         raise SaeuronError("this picture is not among the previews of this session: draw the pair again")
-    return Image.open(path, formats=["PNG"]).convert("RGB")
+    try:
+        image = Image.open(path, formats=["PNG"])
+        if max(image.size) <= LARGEST:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises at what is none, or is broken off
+        raise SaeuronError("this picture cannot be read: draw the pair again") from error
+    raise SaeuronError(f"this picture is {image.width} × {image.height} pixels, and {LARGEST} a side are the most")
 
 
 def _stem(path: Path) -> str:

@@ -19,12 +19,15 @@ def register() -> None:
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     folder_paths.add_model_folder_path(FOLDER, str(EMBEDDED))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, ".safetensors"})
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, ".safetensors", ".pth", ".pt"})
 
 
 def names() -> list[str]:
-    """The SAE files to offer; of a folder in SAeUron's layout it is the ``sae.safetensors`` inside."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if not is_table(name) and not is_of_atlas(name)]
+    """The SAE files to offer: bundles, and of a folder in a published layout its file of weights."""
+    listed = [name for name in folder_paths.get_filename_list(FOLDER) if not is_of_atlas(name)]
+    return [
+        name for name in listed if Path(name).name in LAYOUTS or (name.endswith(".safetensors") and not is_table(name))
+    ]
 
 
 def tables() -> list[str]:
@@ -36,13 +39,24 @@ def path(name: str) -> Path:
     """The file of this name; raises SaeuronError with the nearest names where there is none."""
     found = folder_paths.get_full_path(FOLDER, name)
     if found is None:
-        raise SaeuronError(f"{name!r} is not in models/saes; the nearest are {nearest(name, names())}")
+        raise SaeuronError(f"{name[-60:]!r} is not in models/saes; the nearest are {nearest(name, names(), 2)}")
     return Path(found)
+
+
+def usual_site(file: Path) -> str:
+    """What the SAEs of a layout read where nothing says it."""
+    return "residual" if file.name == "state_dict.pth" else "output"
 
 
 def folder() -> Path:
     """The folder to write to: the first that is the user's own."""
     return next(Path(one) for one in folder_paths.get_folder_paths(FOLDER) if Path(one) != EMBEDDED)
+
+
+def roots() -> list[str]:
+    """The folders that users' files lie in, which no sentence has to spell out."""
+    own = folder_paths.get_folder_paths(FOLDER)
+    return [*own, *(str(Path(one).resolve()) for one in own), folder_paths.get_output_directory()]
 
 
 def sources(name: str) -> list[Path]:

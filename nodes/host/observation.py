@@ -17,6 +17,10 @@ from .sockets import LoadedSae
 
 SIDES = {768: 64, 1024: 96, 2048: 128}
 """By the width of the text a family of models reads: the side of the latents it was trained on."""
+PATCHED = (
+    "this model already carries a patch of this pack, and would teach what is left of it: "
+    "connect the model that goes into the patch"
+)
 Seen = dict[int, tuple[torch.Tensor, torch.Tensor | None]]
 """By timestep the tokens ``[B, N, d]`` of the positive prompt, and of the negative one where the model was guided."""
 
@@ -49,10 +53,7 @@ class Watched:
     def __init__(self, model: ModelPatcher, sae: LoadedSae) -> None:
         check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
         if model.get_attachment(KEY):
-            raise SaeuronError(
-                "this model already carries a patch of this pack, and would teach what is left of it: "
-                "connect the model that goes into the patch"
-            )
+            raise SaeuronError(PATCHED)
         self.positive, self.negative = Half(), Half()
         for half, rows in ((self.positive, "positive"), (self.negative, "negative")):
             model = attach(model, Patch(sae.hookpoint, observer=half, applies_to=rows), sae.patcher)

@@ -41,7 +41,8 @@ class Patch:
 
     ``applies_to`` names the conditionings whose rows are meant; ``start`` and ``end`` are fractions of the sampling;
     ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture; ``curve`` how much of the edit is made over the
-    sampling, as points (fraction of the sampling, amount) that lines join.
+    sampling, as points (fraction of the sampling, amount) that lines join. What comes ``first`` sees the tokens ahead
+    of all edits, those of earlier nodes too.
     """
 
     hookpoint: Hookpoint
@@ -52,6 +53,7 @@ class Patch:
     end: float = 1.0
     mask: torch.Tensor | None = None
     curve: tuple[tuple[float, float], ...] = ()
+    first: bool = False
 
     def window(self, sampling: Any) -> Window:
         """The timesteps at which the patch acts, by the model's ``sampling`` of this very call: nodes replace it."""
@@ -113,6 +115,8 @@ def attach(model: ModelPatcher, patch: Patch, sae: ModelPatcher | None = None) -
 
 def _with(patches: tuple[Patch, ...], new: Patch) -> tuple[Patch, ...]:
     """``patches`` and ``new``; two edits alike in all but their concepts become one, which costs one encode."""
+    if new.first:
+        return (new, *patches)
     for index, old in enumerate(patches):
         alike = old.edit is not None and new.edit is not None and old.mask is new.mask
         alike = alike and old.curve == new.curve

@@ -5,15 +5,19 @@ latents that fire with it. Words are the ones that its pictures' prompts have mo
 """
 
 import contextlib
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from ..errors import SaeuronError
 from ..files import read_json, write_text
+from ..formats import CardsDescription, check
 from .folder import KEPT, Atlas, read_about
 from .survey import BINS, UNIT
 
@@ -25,6 +29,8 @@ TOLD = 1.5
 """Standard deviations of the log-odds below which a word tells nothing."""
 DENSE = 0.3
 """Share of all tokens from which on a latent says little about any of them."""
+VOCABULARY = 20_000
+"""Words that are counted, the most frequent."""
 CHUNK = 512
 
 
@@ -58,16 +64,40 @@ def cards_of(atlas: Atlas) -> dict:
 
 
 def read_cards(folder: Path) -> dict:
-    """The cards of the atlas in ``folder``: those kept there, or made anew where pictures came since, and then kept."""
+    """The cards of the atlas in ``folder``: those kept there, or made anew where pictures came since, and then kept.
+
+    Raises SaeuronError where the atlas or its cards are broken.
+    """
+    stamps = tuple(
+        (path.exists() and path.stat().st_mtime_ns) for path in (folder / "atlas.json", folder / "cards.json")
+    )
+    return _read_cards(folder, stamps)
+
+
+@lru_cache(maxsize=4)
+def _read_cards(folder: Path, _stamps: tuple[int, int]) -> dict:
     path, about = folder / "cards.json", read_about(folder)
     kept = read_json(path) if path.exists() else {}
     current = {"format": FORMAT, "version": VERSION, "pictures": about["pictures"], "latents": about["n_latents"]}
     current["fingerprint"] = about["fingerprint"]
     if all(kept.get(name) == value for name, value in current.items()):
-        return kept
+        return _checked(kept, path)
     cards = cards_of(Atlas.load(folder))
     with contextlib.suppress(SaeuronError):  # a folder that nobody may write to is read as well as another
         write_text(path, json.dumps(cards, ensure_ascii=False, separators=(",", ":")))
+    return cards
+
+
+def _checked(cards: dict, path: Path) -> dict:
+    check(cards, CardsDescription, path)
+    n, lists = cards["latents"], ("dead", "dense")
+    columns = [name for name in CardsDescription.__annotations__ if name not in lists]
+    latents = [*itertools.chain(*cards["neighbours"], *(cards[name] for name in lists))]
+    odds = all(
+        len(own.split()) == len(words.split()) for own, words in zip(cards["odds"], cards["words"], strict=False)
+    )
+    if any(len(cards[name]) != n for name in columns) or max(latents, default=0) >= n or not odds:
+        raise SaeuronError(f"{path} does not fit its atlas: delete it, and it is made anew")
     return cards
 
 
@@ -87,11 +117,12 @@ def words_of(atlas: Atlas) -> tuple[list[str], list[str]]:
     how strong the latent is in it, against its strongest; a word counts once a prompt.
     """
     prompts = [words_in(row["prompt"]) for row in atlas.all_rows()]
-    vocabulary = sorted(set().union(*prompts)) if prompts else []
+    counted = Counter(word for words in prompts for word in sorted(words))
+    vocabulary = sorted(word for word, _ in counted.most_common(VOCABULARY))
     if not vocabulary:
         return [""] * atlas.about["n_latents"], [""] * atlas.about["n_latents"]
     number = {word: index for index, word in enumerate(vocabulary)}
-    places = torch.tensor([[number[w], p] for p, words in enumerate(prompts) for w in sorted(words)]).T
+    places = torch.tensor([[number[w], p] for p, words in enumerate(prompts) for w in sorted(words) if w in number]).T
     has = _sparse(places, torch.ones(places.shape[1]), (len(vocabulary), len(prompts)))
     total = torch.bincount(places[0], minlength=len(vocabulary)).float()[:, None]
     prior = PRIOR * total / total.sum()

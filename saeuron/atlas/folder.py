@@ -13,15 +13,16 @@ from PIL import Image
 
 from ..autoencoder import SparseAutoencoder
 from ..errors import SaeuronError, check_same
-from ..files import read_json, read_tensors, write_json, write_tensors
-from .sheets import cut, write_sheet
+from ..files import parse_json, read_json, read_tensors, write_json, write_tensors
+from ..formats import LONGEST_PROMPT, AtlasDescription, SheetDescription, check
+from .sheets import cut, sheet_size, write_sheet
 from .strongest import KEPT, Strongest
 from .survey import BINS, UNIT, Counts, Seen
 
 FORMAT, VERSION = "saeuron-atlas", 1
 MOST = 256
 """Latents that are remembered of one picture, the strongest."""
-MOST_LATENTS, MOST_PLACES = 2**20, 256
+MOST_PLACES = 256
 
 
 @dataclass(eq=False)
@@ -49,12 +50,13 @@ class Atlas:
         path = folder / f"statistics-{about['pictures']:06d}.safetensors"
         tensors, _ = read_tensors(path)
         n, places = about["n_latents"], about["grid"][0] * about["grid"][1]
-        empty = vars(Counts.zeros(n)) | vars(Strongest.none(n, places))
+        with torch.device("meta"):  # what atlas.json claims takes no memory before the file is known to hold it
+            empty = vars(Counts.zeros(n)) | vars(Strongest.none(n, places))
         for name, tensor in empty.items():
             if name not in tensors or tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
                 raise SaeuronError(f"{path} is of another size than atlas.json says, or lacks {name}")
-        if bool((tensors["pictures"] >= about["pictures"]).any()):
-            raise SaeuronError(f"{path} names pictures that the atlas does not hold")
+        if bool((tensors["pictures"] >= about["pictures"]).any()) or bool((tensors["strengths"] < 0).any()):
+            raise SaeuronError(f"{path} names pictures that the atlas does not hold, or strengths below 0")
         counts = Counts(**{name: tensors[name] for name in vars(Counts.zeros(1))})
         return cls(folder, about, counts, Strongest(*(tensors[name] for name in ("pictures", "strengths", "heat"))))
 
@@ -87,7 +89,7 @@ class Atlas:
             raise SaeuronError(f"the survey saw {len(seen.heat)} pictures and {len(images)} are given")
         number, first = len(self.about["parts"]), self.pictures
         rows = [
-            {"prompt": prompt, "key": key, "size": list(image.size)}
+            {"prompt": prompt[:LONGEST_PROMPT], "key": key, "size": list(image.size)}
             for prompt, key, image in zip(prompts, keys, images, strict=True)
         ]
         write_sheet(images, self.folder / "parts" / f"{number:06d}.webp")
@@ -118,7 +120,8 @@ class Atlas:
 
     def picture(self, number: int) -> Image.Image:
         part, place = self.part_of(number)
-        return cut(_sheet(self.folder / "parts" / f"{part:06d}.webp"), [row["size"] for row in self.rows(part)], place)
+        sizes = [row["size"] for row in self.rows(part)]
+        return cut(_sheet(self.folder / "parts" / f"{part:06d}.webp", sizes), sizes, place)
 
     def row(self, number: int) -> dict:
         """``prompt``, ``key`` and ``size`` of one picture."""
@@ -171,25 +174,12 @@ def merge_atlases(one: Atlas, other: Atlas, folder: str | Path) -> Atlas:
 def read_about(folder: Path) -> dict:
     """``atlas.json``, checked; raises SaeuronError naming what does not fit."""
     path = folder / "atlas.json"
-    about = read_json(path)
-    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        raise SaeuronError(f"{path} is not an atlas of format {FORMAT} {VERSION}")
-    whole = {"n_latents": MOST_LATENTS, "pictures": 2**31 - 1}
-    for name, most in whole.items():
-        if not isinstance(about.get(name), int) or not 0 <= about[name] <= most:
-            raise SaeuronError(f"{path} gives {name} as {str(about.get(name))[:40]}, and not as a number up to {most}")
-    grid, parts = about.get("grid"), about.get("parts")
-    if not _are_counts(grid) or len(grid) != 2 or grid[0] * grid[1] > MOST_PLACES:
-        raise SaeuronError(f"{path} gives no grid of up to {MOST_PLACES} places")
-    if not _are_counts(parts) or sum(parts) != about["pictures"]:
+    about = check(read_json(path), AtlasDescription, path)
+    if about["grid"][0] * about["grid"][1] > MOST_PLACES:
+        raise SaeuronError(f"{path} gives a grid of more than {MOST_PLACES} places")
+    if sum(about["parts"]) != about["pictures"]:
         raise SaeuronError(f"{path} lists parts that do not hold the {about['pictures']} pictures it counts")
-    if not isinstance(about.get("fingerprint"), str):
-        raise SaeuronError(f"{path} does not say which SAE it is of")
     return about
-
-
-def _are_counts(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(count, int) and count > 0 for count in found)
 
 
 def codes_of(strengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -221,33 +211,35 @@ def read_part(folder: Path, number: int, n_latents: int, count: int) -> tuple:
 def _read_part(path: Path, n_latents: int, count: int, _stamp: object) -> tuple:
     tensors, metadata = read_tensors(path)
     try:
-        rows = json.loads(metadata["pictures"])
+        rows = parse_json(f'{{"pictures": {metadata["pictures"]}}}', path)
+        rows = check(rows, SheetDescription, path)["pictures"]
         starts, latents, strengths = (tensors[name] for name in ("starts", "latents", "strengths"))
-        starts, latents = starts.long(), latents.long()
-        sizes = [side for row in rows for side in row["size"]]
-        texts = [row[name] for row in rows for name in ("prompt", "key")]
-        fits = len(rows) == count and starts.shape == (count + 1,) and latents.shape == strengths.shape
-        fits = fits and starts[0] == 0 and starts[-1] == len(latents) and bool((starts.diff() >= 0).all())
-        fits = fits and bool(((latents >= 0) & (latents < n_latents)).all())
-        fits = fits and all(isinstance(side, int) and 0 < side <= 4096 for side in sizes) and len(sizes) == 2 * count
-        if not fits or not all(isinstance(text, str) for text in texts):
-            raise ValueError("its sizes do not fit")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise SaeuronError(f"{path} is not a part of this atlas: {error}") from None
+    except KeyError as error:
+        raise SaeuronError(f"{path} lacks {error}") from None
+    starts, latents = starts.long(), latents.long()
+    fits = len(rows) == count and starts.shape == (count + 1,) and latents.dim() == 1
+    fits = fits and latents.shape == strengths.shape and bool(((latents >= 0) & (latents < n_latents)).all())
+    if not fits or starts[0] != 0 or starts[-1] != len(latents) or bool((starts.diff() < 0).any()):
+        raise SaeuronError(f"{path} is not a part of this atlas: its sizes do not fit")
     return rows, starts, latents, strengths.float()
 
 
-def _sheet(path: Path) -> Image.Image:
+def _sheet(path: Path, sizes: list[list[int]]) -> Image.Image:
     if not path.exists():
         raise SaeuronError(f"{path} does not exist")
-    return _read_sheet(path, path.stat().st_mtime_ns)
+    return _read_sheet(path, path.stat().st_mtime_ns, sheet_size(sizes))
 
 
-@lru_cache(maxsize=64)
-def _read_sheet(path: Path, _time: int) -> Image.Image:
+@lru_cache(maxsize=32)
+def _read_sheet(path: Path, _time: int, size: tuple[int, int]) -> Image.Image:
     try:
-        return Image.open(path, formats=["WEBP"]).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        sheet = Image.open(path, formats=["WEBP"])
+        if sheet.size != size:  # known before anything is decoded
+            raise SaeuronError(
+                f"{path} is {sheet.size[0]} × {sheet.size[1]} pixels where {size[0]} × {size[1]} are said"
+            )
+        return sheet.convert("RGB")
+    except OSError as error:
         raise SaeuronError(f"{path} is not a readable picture: {error}") from None
 
 

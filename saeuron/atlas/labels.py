@@ -7,7 +7,7 @@ text tells on unseen pictures whether the latent fires there.
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import SaeuronError
+from .. import formats
 from ..files import read_json, write_json
 
 LONGEST = 200
@@ -34,14 +34,4 @@ def join(*each: Mapping[str, dict]) -> dict[str, dict]:
 
 def check(labels: object, path: Path) -> dict[str, dict]:
     """``labels`` as they may be used; raises SaeuronError naming the file and what is wrong."""
-    if not isinstance(labels, dict):
-        raise SaeuronError(f"{path} holds no labels")
-    for latent, label in labels.items():
-        if not (latent.isascii() and latent.isdigit()) or not isinstance(label, dict):
-            raise SaeuronError(f"{path}: {latent[:40]!r} is not the number of a latent with its label")
-        text, by, faithfulness = label.get("text"), label.get("by", ""), label.get("faithfulness")
-        if not isinstance(text, str) or not isinstance(by, str) or len(text) > LONGEST or len(by) > LONGEST:
-            raise SaeuronError(f"{path}: the label of latent {latent} is not a text of up to {LONGEST} letters")
-        if faithfulness is not None and not (isinstance(faithfulness, int | float) and 0 <= faithfulness <= 1):
-            raise SaeuronError(f"{path}: the faithfulness of latent {latent} is not a number from 0 to 1")
-    return labels
+    return formats.check({"labels": labels}, formats.LabelsDescription, path)["labels"]

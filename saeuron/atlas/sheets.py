@@ -25,17 +25,28 @@ def to_image(picture: torch.Tensor) -> Image.Image:
 
 
 def write_sheet(images: Sequence[Image.Image], path: Path) -> None:
-    width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
-    sheet = Image.new("RGB", (width * min(ACROSS, len(images)), height * math.ceil(len(images) / ACROSS)))
+    sizes = [image.size for image in images]
+    (width, height), sheet = _largest(sizes), Image.new("RGB", sheet_size(sizes))
     for number, image in enumerate(images):
         sheet.paste(image, (number % ACROSS * width, number // ACROSS * height))
     small = max(width, height) <= LOSSLESS
     write_atomically(path, lambda file: sheet.save(file, format="WEBP", lossless=small, quality=85, method=4))
 
 
+def sheet_size(sizes: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Width and height in pixels of a sheet that holds pictures of ``sizes`` (width, height)."""
+    width, height = _largest(sizes)
+    return width * min(ACROSS, len(sizes)), height * math.ceil(len(sizes) / ACROSS)
+
+
+def _largest(sizes: Sequence[Sequence[int]]) -> tuple[int, int]:
+    width, height = (max(sides) for sides in zip(*sizes, strict=True))
+    return width, height
+
+
 def cut(sheet: Image.Image, sizes: Sequence[Sequence[int]], number: int) -> Image.Image:
     """Picture ``number`` of a sheet that holds pictures of ``sizes`` (width, height)."""
-    width, height = (max(sides) for sides in zip(*sizes, strict=True))
+    width, height = _largest(sizes)
     left, top = number % ACROSS * width, number // ACROSS * height
     return sheet.crop((left, top, left + sizes[number][0], top + sizes[number][1]))
 

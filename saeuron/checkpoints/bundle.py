@@ -15,7 +15,8 @@ from ..autoencoder import SparseAutoencoder
 from ..compact_table import CompactTable
 from ..concept_table import ConceptTable
 from ..errors import SaeuronError
-from ..files import read_tensors, write_tensors
+from ..files import parse_json, read_tensors, write_tensors
+from ..formats import BundleDescription, check
 from ..hookpoints import Hookpoint
 from ..removal import Setting, parse_settings
 from .canonical import build, tensors_of
@@ -83,16 +84,14 @@ def _describe(sae: SparseAutoencoder) -> dict:
 def read_bundle(path: str | Path) -> Bundle:
     """Load a bundle; SaeuronError names the file and the field where it is missing, broken or something else."""
     path = Path(path)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, endless=("contrasts.distances",))
     if "saeuron" not in metadata:
         raise SaeuronError(f"{path} is not a bundle: if it holds the weights of an SAE, give its folder instead")
     try:
-        about = json.loads(metadata["saeuron"])
-        if (about["format"], about["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"it is {about['format']} {about['version']}")
+        about = check(parse_json(metadata["saeuron"], "its description"), BundleDescription, "its description")
         sae = _sae(path, tensors, about)
         if about["fingerprint"] != sae.fingerprint:
-            raise ValueError(f"its tensors have the fingerprint {sae.fingerprint}, not {about['fingerprint']}")
+            raise SaeuronError(f"its tensors have the fingerprint {sae.fingerprint}, not {about['fingerprint']}")
         table = about["table"]
         if table is not None:
             table = CompactTable.unpack(tensors, table, sae)
@@ -101,8 +100,6 @@ def read_bundle(path: str | Path) -> Bundle:
         raise SaeuronError(f"{path} is not a bundle: it lacks {error}") from None
     except SaeuronError as error:
         raise SaeuronError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SaeuronError(f"{path} is not a bundle of format {FORMAT} {VERSION}: {error}") from None
 
 
 def _sae(path: Path, tensors: dict[str, torch.Tensor], about: dict) -> SparseAutoencoder:

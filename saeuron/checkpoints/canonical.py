@@ -1,5 +1,6 @@
 """What the formats share: every SAE as ``W_enc[n,d] b_enc[n] W_dec[n,d] b_dec[d]``, wherever it comes from."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,31 +8,17 @@ import torch
 
 from ..autoencoder import SparseAutoencoder
 from ..errors import SaeuronError
+from ..files import check_finite
 from ..hookpoints import Hookpoint
 
 HOOKPOINT = re.compile(r"unet\.(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+(?=_|$)")
-
-
-def read_torch(path: Path) -> dict:
-    """A torch file of tensors, numbers and strings; SaeuronError names one that is missing or holds anything else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SaeuronError(f"{path} does not exist") from None
-    except Exception as error:  # torch raises many kinds; all of them mean the same to the user
-        raise SaeuronError(
-            f"{path} is broken, or it holds Python objects besides tensors, which are never unpickled"
-        ) from error
-    if not isinstance(content, dict):
-        raise SaeuronError(f"{path} holds a {type(content).__name__} where tensors by name are expected")
-    return content
 
 
 def number(path: Path, config: dict, *keys: str) -> int:
     """The first of ``keys`` that ``config``, read from ``path``, gives as a whole number over 0."""
     for key in keys:
         value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40:
             return value
     raise SaeuronError(f"{path} has no usable value for {' or '.join(keys)}")
 
@@ -40,9 +27,12 @@ def scalar(path: Path, stored: dict, name: str, default: float) -> float:
     """The one number that ``path`` stores under ``name``, or ``default`` where it stores none."""
     value = stored.get(name)
     try:
-        return default if value is None else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise SaeuronError(f"{path} has {name} as something other than one number") from None
+        found = default if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise SaeuronError(f"{path} has {name} as something other than one finite number")
+    return found
 
 
 def tensors_of(
@@ -51,10 +41,11 @@ def tensors_of(
     """The tensors of ``path`` under their own names, in their own shapes.
 
     ``names`` maps each stored name to an own one, with ``.T`` behind it where the file holds the transpose; ``ignore``
-    are stored names that encoding and decoding do not need. Raises SaeuronError where a tensor is missing, unknown or
-    of another shape than the config says.
+    are stored names that encoding and decoding do not need. Raises SaeuronError where a tensor is missing, unknown, of
+    another shape than the config says, or holds anything but finite floating-point numbers.
     """
-    missing, unknown = sorted(set(names) - set(stored)), sorted(set(stored) - set(names) - set(ignore))
+    missing = sorted(set(names) - set(stored))
+    unknown = sorted(set(stored) - set(names) - set(ignore), key=str)
     if missing:
         raise SaeuronError(f"{path} lacks {', '.join(missing)}")
     if unknown:
@@ -67,9 +58,14 @@ def tensors_of(
         expected = shapes[target][::-1] if transposed else shapes[target]
         tensor = stored[name]
         if not isinstance(tensor, torch.Tensor) or tensor.shape != expected:
-            found = f"of shape {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"as {tensor!r}"
+            found = (
+                f"of shape {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"as {type(tensor).__name__}"
+            )
             raise SaeuronError(f"{path} has {name} {found} where its config says {list(expected)}")
+        if not tensor.is_floating_point():
+            raise SaeuronError(f"{path} has {name} as {tensor.dtype} where floating-point numbers are expected")
         own[target] = tensor.T.contiguous() if transposed else tensor
+    check_finite(own, path)
     return own
 
 
@@ -77,8 +73,9 @@ def build(path: Path, tensors: dict[str, torch.Tensor], k: int, activation: str,
     """An SAE of own ``tensors``; what SparseAutoencoder refuses is told with the name of ``path``, the config."""
     n_latents, d_in = tensors["W_enc"].shape
     try:
-        sae = SparseAutoencoder(d_in, n_latents, k, activation, **options)
-    except SaeuronError as error:
+        with torch.device("meta"):  # its own tensors would take as much again before they are replaced
+            sae = SparseAutoencoder(d_in, n_latents, k, activation, **options)
+    except (SaeuronError, TypeError) as error:
         raise SaeuronError(f"{path} does not fit: {error}") from None
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         setattr(sae, name, torch.nn.Parameter(tensors[name], requires_grad=False))

@@ -6,7 +6,8 @@ from ..autoencoder import SparseAutoencoder
 from ..errors import SaeuronError, nearest
 from ..files import read_json
 from ..hookpoints import Hookpoint
-from .canonical import HOOKPOINT, build, hookpoint_of, number, read_torch, scalar, tensors_of, without_input_bias
+from .canonical import HOOKPOINT, build, hookpoint_of, number, scalar, tensors_of, without_input_bias
+from .pickled import read_pickle
 
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec.T", "b_dec": "b_dec"}
 PLAIN = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -25,11 +26,11 @@ def load(folder: Path) -> SparseAutoencoder:
     A BatchTopK threshold below 0 is one that training never set; such an SAE runs as top-k.
     """
     path, weights = folder / "config.json", folder / "ae.pt"
-    config, stored = read_json(path).get("trainer"), read_torch(weights)
+    config, stored = read_json(path).get("trainer"), read_pickle(weights)
     if not isinstance(config, dict):
         raise SaeuronError(f"{path} lacks trainer")
     dict_class = config.get("dict_class")
-    if dict_class not in CLASSES:
+    if not isinstance(dict_class, str) or dict_class not in CLASSES:
         raise SaeuronError(
             f"{path} has dict_class {dict_class!r}, which is not supported; "
             f"the nearest are {nearest(str(dict_class), CLASSES)}"

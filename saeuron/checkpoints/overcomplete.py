@@ -9,7 +9,8 @@ import torch
 
 from ..autoencoder import SparseAutoencoder
 from ..files import read_json
-from .canonical import build, hookpoint_of, number, read_torch, tensors_of
+from .canonical import build, hookpoint_of, number, tensors_of
+from .pickled import read_pickle
 
 TENSORS = {
     "encoder.final_block.0.weight": "W_enc",
@@ -21,7 +22,7 @@ TENSORS = {
 def load(folder: Path) -> SparseAutoencoder:
     """Load an SAE; a compiled model's prefix ``_orig_mod.`` and a wrapping ``model_state_dict`` are taken off."""
     path, weights = folder / "config.json", folder / "model.pt"
-    config, stored = read_json(path), read_torch(weights)
+    config, stored = read_json(path), read_pickle(weights)
     if isinstance(stored.get("model_state_dict"), dict):
         stored = stored["model_state_dict"]
     stored = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in stored.items()}

@@ -9,13 +9,12 @@ A folder that came without those keys is written back without them, byte for byt
 import json
 from pathlib import Path
 
-import torch
-
 from ..autoencoder import SparseAutoencoder
 from ..errors import SaeuronError
 from ..files import read_json, read_tensors, write_tensors, write_text
+from ..formats import SaeDescription, check
 from ..hookpoints import Hookpoint
-from .canonical import hookpoint_of
+from .canonical import build, hookpoint_of, number, tensors_of
 
 FORMAT, VERSION = "saeuron-sae", 1
 TENSORS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -28,53 +27,25 @@ def load(folder: Path) -> SparseAutoencoder:
 
     Raises SaeuronError naming the file and field: missing file, missing or misshapen tensor, unsupported option.
     """
-    config = read_json(folder / "cfg.json")
-    if config.get("format", FORMAT) != FORMAT:
-        raise SaeuronError(f"{folder / 'cfg.json'} describes a {config['format']}, not an SAE")
-    if config.get("version", VERSION) != VERSION:
-        raise SaeuronError(f"{folder / 'cfg.json'} has version {config['version']} and this program reads {VERSION}")
+    path, weights = folder / "cfg.json", folder / "sae.safetensors"
+    config = check(read_json(path), SaeDescription, path)
     for key in UNSUPPORTED:
         if config.get(key):
-            raise SaeuronError(f"{folder / 'cfg.json'} sets {key}, which is not supported")
+            raise SaeuronError(f"{path} sets {key}, which is not supported")
     activation = config.get("activation", "topk")
     if activation == "topk" and config.get("batch_topk"):
         activation = "batch_topk"
-    tensors, _ = read_tensors(folder / "sae.safetensors")
+    d_in = number(path, config, "d_model", "d_in")
+    sizes = config | {"expanded": d_in * config.get("expansion_factor", 0)}
+    n_latents = number(path, sizes, "num_latents", "n_dirs_local", "expanded")
     names = TENSORS | ({"threshold": "threshold"} if activation == "jumprelu" else {})
-    missing, unknown = sorted(set(names) - set(tensors)), sorted(set(tensors) - set(names))
-    if missing:
-        raise SaeuronError(f"{folder / 'sae.safetensors'} lacks {', '.join(missing)}")
-    if unknown:
-        raise SaeuronError(f"{folder / 'sae.safetensors'} holds {', '.join(unknown)}, which is not supported")
-    try:
-        d_in, k = int(config.get("d_model") or config["d_in"]), int(config["k"])
-        n_latents = int(config.get("num_latents") or config.get("n_dirs_local") or d_in * config["expansion_factor"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SaeuronError(f"{folder / 'cfg.json'} has no usable value for {error}") from None
-
-    try:
-        sae = SparseAutoencoder(
-            d_in,
-            n_latents,
-            k,
-            activation=activation,
-            threshold=tensors["threshold"] if activation == "jumprelu" else config.get("threshold"),
-            hookpoint=_hookpoint(config, folder),
-            base_model=config.get("base_model", ""),
-        )
-    except SaeuronError as error:
-        raise SaeuronError(f"{folder / 'cfg.json'} does not fit: {error}") from None
-    for stored, own in TENSORS.items():
-        tensor, expected = tensors[stored], getattr(sae, own).shape
-        if tensor.shape != expected:
-            raise SaeuronError(
-                f"{folder / 'sae.safetensors'} has {stored} of shape {list(tensor.shape)} "
-                f"where cfg.json says {list(expected)}"
-            )
-        setattr(sae, own, torch.nn.Parameter(tensor, requires_grad=False))
+    tensors = tensors_of(weights, read_tensors(weights)[0], names, d_in, n_latents)
+    threshold = tensors["threshold"] if activation == "jumprelu" else config.get("threshold")
+    options = {"threshold": threshold, "hookpoint": _hookpoint(config, folder)}
+    sae = build(path, tensors, config["k"], activation, base_model=config.get("base_model", ""), **options)
     stated = config.get("fingerprint")
     if stated and stated != sae.fingerprint:
-        raise SaeuronError(f"{folder / 'sae.safetensors'} is not the file cfg.json was written for; fetch both again")
+        raise SaeuronError(f"{weights} is not the file cfg.json was written for; fetch both again")
     sae.config = config
     return sae
 

@@ -189,8 +189,8 @@ def load():
     """
     knows_ratio = "downscale_ratio_spacial" in (FOUND.path / "comfy" / "sample.py").read_text("utf-8")
 
-    def read(name: str) -> dict:
-        workflow = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    def read(name: str, folder: Path = ROOT / "workflows" / "api") -> dict:
+        workflow = json.loads((folder / f"{name}.json").read_text("utf-8"))
         for node in workflow.values():
             if node["class_type"] == "EmptyLatentImage" and not knows_ratio:
                 node["inputs"] |= {side: 4 * node["inputs"][side] for side in ("width", "height")}
@@ -206,3 +206,54 @@ def chromium() -> str:
     if path is None:
         pytest.skip("no Chromium found: install one, or set CHROMIUM")
     return path
+
+
+FRONT_END = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
+STEP = 120_000
+"""Milliseconds that one step in the browser may take."""
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: the browser was NOT tested")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def models(server):
+    """Files of the names that the workflows for Stable Diffusion ask for; nothing reads them."""
+    wanted = [f"checkpoints/{name}.safetensors" for name in ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0")]
+    wanted += ["saes/unet.down_blocks.2.attentions.1_k10_hidden5120_auxk256_bs4096_lr0.0001/final/state_dict.pth"]
+    wanted += [f"saes/unet.up_blocks.1.attentions.{i}/sae.safetensors" for i in (1, 2)]
+    for name in wanted:
+        file = server.base / "models" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+@pytest.fixture
+def open_page(browser, server, models):
+    """The front end, with or without Nodes 2.0, past its welcome."""
+    pages = []
+
+    def open_it(vue: bool, theme: str = "dark"):
+        server.post("/settings", FRONT_END | {"Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": theme})
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        pages.append(page)
+        page.set_default_timeout(STEP)
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(server.url)
+        page.wait_for_function("() => window.app?.graph && app.extensionManager?.spinner === false")
+        return page
+
+    yield open_it
+    for page in pages:
+        page.close()

@@ -20,23 +20,15 @@ KEPT = ROOT / "docs" / "screenshots"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 RENDERERS = {"classic": False, "nodes-2.0": True}
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasInfo": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-}
-STEP = 120_000
-"""Milliseconds that one step in the browser may take."""
 
 # Nodes without a definition are those that ComfyUI draws red; notes have none and need none.
 STRANGERS = """() => app.graph.nodes
   .filter((node) => node.has_errors || (!node.constructor.nodeData && !node.isVirtualNode))
   .map((node) => node.type)"""
 
-# Where the groups lie on the screen: left, top, right, bottom.
+# Where the nodes lie on the screen: left, top, right, bottom.
 OUTLINE = """() => {
-  const boxes = app.graph.groups.map((group) => group.boundingRect);
+  const boxes = app.graph.nodes.map((node) => node.boundingRect ?? node.getBounding());
   const canvas = app.canvas.canvas.getBoundingClientRect();
   const at = (x, y) => {
     const [left, top] = app.canvas.ds.convertOffsetToCanvas([x, y]);
@@ -49,51 +41,10 @@ OUTLINE = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser(chromium):
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def models(server):
-    """Files of the names that the workflows for Stable Diffusion ask for; nothing reads them."""
-    wanted = ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors"]
-    wanted += [f"saes/unet.up_blocks.1.attentions.{i}/sae.safetensors" for i in (1, 2)]
-    for name in wanted:
-        file = server.base / "models" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-
-
-@pytest.fixture
-def open_page(browser, server, models):
-    """The front end, with or without Nodes 2.0, past its welcome."""
-    pages = []
-
-    def open_it(vue: bool):
-        server.post("/settings", SETTINGS | {"Comfy.VueNodes.Enabled": vue})
-        page = browser.new_page(viewport={"width": 1800, "height": 1100})
-        pages.append(page)
-        page.set_default_timeout(STEP)
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(server.url)
-        page.wait_for_function("() => window.app?.graph && app.extensionManager?.spinner === false")
-        return page
-
-    yield open_it
-    for page in pages:
-        page.close()
-
-
 def load_workflow(page, name: str) -> dict:
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
     page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
     page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(workflow["nodes"]))
-    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(1000)
     return workflow
 
@@ -102,7 +53,7 @@ def screenshot(page, name: str, renderer: str = "classic") -> None:
     file = SCREENSHOTS / (f"{name}.png" if renderer == "classic" else f"{name}.{renderer}.png")
     file.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=file)
-    if os.environ.get("KEEP_SCREENSHOTS") != "1" or renderer != "classic":
+    if os.environ.get("KEEP_SCREENSHOTS") != "1" or renderer != "classic" or name not in (*WORKFLOWS, "concepts"):
         return
     KEPT.mkdir(parents=True, exist_ok=True)
     shown = Image.open(file).convert("RGB")
@@ -124,6 +75,20 @@ def test_no_node_or_widget_is_missing(open_page, name, renderer):
         assert saved[node["id"]].get("widgets_values", []) == node.get("widgets_values", [])
     assert page.errors == []
     screenshot(page, name, renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_template_opens_whole_and_can_be_read(open_page, name, renderer):
+    """As it opens at 1600 × 1000: every node on the canvas, no text so small that the canvas leaves it out."""
+    page = open_page(RENDERERS[renderer])
+    load_workflow(page, name)
+    scale, least = page.evaluate("() => [app.canvas.ds.scale, app.canvas.min_font_size_for_lod]")
+    assert 12 * scale > least and scale > 0.9  # 12 is the size of widgets' text at 100 %
+    left, top, right, bottom = page.evaluate(OUTLINE)
+    canvas = page.locator("#graph-canvas").bounding_box()
+    assert left > canvas["x"] and right < canvas["x"] + canvas["width"] + 15
+    assert top > canvas["y"] and bottom < canvas["y"] + canvas["height"] + 15
 
 
 @pytest.mark.parametrize("name", QUEUED)
@@ -173,13 +138,14 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
         page.mouse.click(x, y)
     offered = page.locator(".litecontextmenu .litemenu-entry")
     offered.first.wait_for()
-    assert "heart (object)" in offered.all_inner_texts()
+    texts = offered.all_inner_texts()
+    assert {"object", "style", "heart", "✓ sepia"} <= set(texts) and texts.index("object") < texts.index("heart")
     screenshot(page, "concepts", renderer)
     assert offered.last.bounding_box()["y"] < page.viewport_size["height"] - 20
-    offered.get_by_text("star (object)", exact=True).click()
+    offered.get_by_text("star", exact=True).click()
     concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
       .find((widget) => widget.name === "concepts").value"""
-    assert page.evaluate(concepts) == "neon, star"
+    assert page.evaluate(concepts) == "sepia, star"
 
     queue(page, server)
     described = """() => app.graph.findNodesByType("SAeUronLoader")[0].widgets
@@ -188,6 +154,33 @@ def test_a_concept_is_picked_and_queued(open_page, server, renderer):
     assert page.errors == []
     if RENDERERS[renderer]:
         screenshot(page, "result", renderer)
+
+
+def test_a_name_is_never_taken_for_html(open_page):
+    """Neither by this front end nor by older ones, whose menus take what is written for HTML."""
+    page = open_page(False)
+    load_workflow(page, "tinycanvas_unlearn")
+    name = "<img src=x onerror=window.harmed=1>, b"
+    page.route("**/saeuron/concepts?*", lambda route: route.fulfill(json={"concepts": {name: "style"}}))
+    page.evaluate("""() => {
+      const add = LiteGraph.ContextMenu.prototype.addItem;
+      LiteGraph.ContextMenu.prototype.addItem = function () {
+        const entry = add.apply(this, arguments);
+        entry.innerHTML = arguments[1].content;  // as before 1.36
+        return entry;
+      };
+      const node = app.graph.findNodesByType("SAeUronConceptSelector")[0];
+      node.widgets.find((widget) => widget.type === "button").callback();
+    }""")
+    entry = page.locator(".litecontextmenu .litemenu-entry").first
+    entry.wait_for()
+    assert entry.inner_text() == f"{name} (style)"
+    assert page.locator(".litecontextmenu img").count() == 0
+    entry.click()
+    assert not page.evaluate("() => window.harmed")
+    concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
+      .find((widget) => widget.name === "concepts").value"""
+    assert page.evaluate(concepts) == f'neon, "{name}"'
 
 
 def test_without_an_sae_the_button_says_what_to_do(open_page):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
+import urllib.error
 from pathlib import Path
 
 import numpy
@@ -19,6 +21,7 @@ WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 QUEUED = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 LOCALES = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text("utf-8"))
 PACK = "ComfyUI-SAeUron"
+TICKS = r"`[^`]+`"
 
 
 def drawn(server, workflow: dict, *names: str) -> list[numpy.ndarray]:
@@ -35,11 +38,13 @@ def judged(images: numpy.ndarray) -> dict[str, list[str]]:
     return tinycanvas_judge()(pictures)
 
 
-def test_neon_is_gone_and_the_heart_stays(server, load):
+def test_sepia_is_gone_the_heart_stays_and_the_patch_counts(server, load):
+    server.forget()
     before, after = drawn(server, load("tinycanvas_unlearn"), "Before", "After")
-    assert judged(before)["style"].count("neon") >= 3
-    assert judged(after)["style"].count("neon") == 0
+    assert judged(before)["style"].count("sepia") >= 3
+    assert judged(after)["style"].count("sepia") == 0
     assert judged(after)["object"].count("heart") >= 3
+    assert "sepia: found in 4 of 4 pictures" in server.log()
 
 
 @pytest.mark.parametrize("style", ["candy", "blueprint"])
@@ -108,13 +113,15 @@ def test_recording_leaves_the_picture_and_adds_a_shard_a_run(server, load):
     assert numpy.array_equal(recorded, plain)
     recording = Recording(server.base / "output" / "recordings" / "http")
     assert recording.d_in == 128 and list(recording.shards.values()) == [4 * 25 * 16] * 2
-    row = {"prompt": "An image of heart in neon style.", "object": "heart", "style": "neon"}
+    row = {"prompt": "An image of heart in sepia style.", "object": "heart", "style": "sepia"}
     assert recording.prompts == [row] * 8
 
 
 def test_maps_curve_and_plot_are_drawn(server, load):
     workflow = load("inspect")
-    maps, curve, plot = drawn(server, workflow, "Maps", "Curve", "Concept Plot")
+    shown = server.run(workflow)
+    pictures = [shown[find(workflow, name)]["images"] for name in ("Feature Map", "Concept Plot")]
+    maps, curve, plot = (server.images([one]) for one in (*pictures[0], *pictures[1]))
     for picture in (maps, curve, plot):
         assert picture.shape[0] == 1 and min(picture.shape[1:3]) > 100 and picture.std() > 5
     workflow[find(workflow, "SAeUronFeatureMap")]["inputs"]["ranges"] = 2
@@ -157,9 +164,9 @@ def test_comfy_cli_runs_it(server, load, name, tmp_path):
 
 def test_a_concept_need_not_be_written_as_the_table_writes_it(server, load):
     workflow = only(load("tinycanvas_unlearn"), "After")
-    workflow[find(workflow, "SAeUronConceptSelector")]["inputs"]["concepts"] = "Neon style: 1; (HEARTS:0)"
+    workflow[find(workflow, "SAeUronConceptSelector")]["inputs"]["concepts"] = "Sepia style: 1; (HEARTS:0)"
     (after,) = drawn(server, workflow, "After")
-    assert judged(after)["style"].count("neon") == 0 and judged(after)["object"].count("heart") >= 3
+    assert judged(after)["style"].count("sepia") == 0 and judged(after)["object"].count("heart") >= 3
 
 
 @pytest.mark.parametrize("word", ["remove", "erase", "forget", "unlearn", "style", "concept", "censor", "negative"])
@@ -169,6 +176,23 @@ def test_the_main_nodes_are_found_by_the_words_people_use(server, word):
         if "search_aliases" not in schema:
             pytest.skip("this ComfyUI knows no search aliases")
         assert word in schema["search_aliases"]
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
+def test_every_language_says_all_that_english_says(server, language):
+    def texts(part: object, path: tuple = ()) -> dict[tuple, str]:
+        if isinstance(part, str):
+            return {path: part}
+        return {k: v for name, inner in part.items() for k, v in texts(inner, (*path, name)).items()}
+
+    own, english = (texts(server.get_json("/i18n")[key]["nodeDefs"]) for key in (language, "en"))
+    english = {path: text for path, text in english.items() if path[0] in LOCALES}
+    assert english.keys() <= own.keys()
+    same = [p for p, text in english.items() if p[-1] in ("tooltip", "description") and own[p] == text]
+    assert same == []
+    # What stands between ticks is typed, and is the same in every language.
+    ticks = [p for p, text in english.items() if sorted(re.findall(TICKS, text)) != sorted(re.findall(TICKS, own[p]))]
+    assert ticks == []
 
 
 @pytest.mark.parametrize("node", sorted(LOCALES))
@@ -197,3 +221,28 @@ def test_the_template_browser_offers_every_workflow_with_a_picture(server):
     for name in WORKFLOWS:
         assert server.get_json(f"/api/workflow_templates/{PACK}/{name}.json")["version"] == 0.4
         assert server.get(f"/api/workflow_templates/{PACK}/{name}.jpg")[:3] == b"\xff\xd8\xff"
+
+
+OLD = Path(__file__).parent / "old"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in OLD.glob("*.json")))
+def test_a_workflow_of_an_older_version_gives_the_same_pictures(server, load, name):
+    """Queued as version 0.1 saved it, it draws what it drew then."""
+    old = load(name, OLD)
+    server.forget()
+    before, after = drawn(server, old, "Before", "After")
+    assert before.shape == after.shape == (4, 256, 256, 3)
+    assert judged(before)["style"].count("neon") >= 3 and judged(after)["style"].count("neon") == 0
+
+
+def test_blueprints_are_offered_and_hold_nodes_of_the_pack(server):
+    try:
+        offered = server.get_json("/global_subgraphs").values()
+    except urllib.error.HTTPError:
+        pytest.skip("this ComfyUI offers no blueprints")
+    names = {one["name"] for one in offered if one["info"]["node_pack"] == f"custom_nodes.{PACK}"}
+    assert names == {"Unlearn a concept", "Learn a concept"}
+    for name in names:
+        (inside,) = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8"))["definitions"]["subgraphs"]
+        assert {node["type"] for node in inside["nodes"]} <= set(LOCALES)

@@ -26,7 +26,7 @@ def finished(server) -> int:
 
 def drawn_for_learning(server) -> list[tuple[int, int, int]]:
     """Of every run of Learn Concept: prompts to draw, of how many, and the model calls that take."""
-    told = re.findall(r"Learn Concept: .*: (\d+) of (\d+) to draw, (\d+) model calls", server.log())
+    told = re.findall(r"SAeUron: .*: (\d+) of (\d+) to draw, (\d+) model calls", server.log())
     return [tuple(map(int, numbers)) for numbers in told]
 
 
@@ -64,10 +64,10 @@ def test_an_interrupt_loses_nothing_that_was_finished(server, learnt):
     assert finished(server) == 24
 
 
-def test_neon_is_learnt_and_gone_and_the_heart_stays(server, learnt, load):
+def test_sepia_is_learnt_and_gone_and_the_heart_stays(server, learnt, load):
     before, after = drawn(server, load("learn"), "Before", "After")
-    assert judged(before)["style"].count("neon") >= 3
-    assert judged(after)["style"].count("neon") == 0
+    assert judged(before)["style"].count("sepia") >= 3
+    assert judged(after)["style"].count("sepia") == 0
     assert judged(after)["object"].count("heart") >= 3
 
 
@@ -99,21 +99,21 @@ def test_what_is_saved_is_what_was_learnt(server, learnt, load):
     workflow = load("learn")
     (wanted,) = drawn(server, only(workflow, "After"), "After")
     teacher, selector = find(workflow, "SAeUronLearnConcept"), find(workflow, "SAeUronConceptSelector")
-    inputs = {"sae": [teacher, 0], "filename": "mine/neon", "licence": "CC0-1.0", "card": "Neon.", "overwrite": False}
+    inputs = {"sae": [teacher, 0], "filename": "mine/sepia", "licence": "CC0-1.0", "card": "Sepia.", "overwrite": False}
     saving = workflow | {"save": {"class_type": "SAeUronSaveSae", "inputs": inputs, "_meta": {"title": "Save"}}}
     (text,) = server.run(only(saving, "Save"))["save"]["text"]
-    assert text.startswith("mine/neon.safetensors") and text.endswith("concepts: neon")
-    assert server.get_json("/saeuron/concepts", sae="mine/neon.safetensors")["concepts"] == {"neon": "style"}
+    assert text.startswith("mine/sepia.safetensors") and text.endswith("concepts: sepia")
+    assert server.get_json("/saeuron/concepts", sae="mine/sepia.safetensors")["concepts"] == {"sepia": "style"}
 
     loader = find(workflow, "SAeUronLoader")
-    workflow[loader]["inputs"] |= {"sae_name": "mine/neon.safetensors", "concepts": "from file"}
+    workflow[loader]["inputs"] |= {"sae_name": "mine/sepia.safetensors", "concepts": "from file"}
     for node in (selector, find(workflow, "SAeUronAblatePatch")):
         workflow[node]["inputs"]["sae"] = [loader, 0]
     (loaded,) = drawn(server, only(workflow, "After"), "After")
     # The same numbers, which lie elsewhere in memory: sums may be vectorised in other parts, and round otherwise.
     assert numpy.abs(loaded.astype(int) - wanted).max() <= 1
 
-    inputs["card"] = "Neon, again."
+    inputs["card"] = "Sepia, again."
     assert "is there already" in refusal(server, only(saving, "Save"), "save")
     inputs["overwrite"] = True
     server.run(only(saving, "Save"))
@@ -135,21 +135,21 @@ def refusal(server, workflow: dict, node: str) -> str:
     ("changes", "says"),
     [
         ({"name": " "}, "name a concept"),
-        ({"shows": "one heart\na neon star", "lacks": "one heart\na ring\na moon"}, "both to show neon and not to"),
-        ({"shows": "neon heart\nneon star"}, "from 2 prompts that show it: give 3, better 12"),
+        ({"shows": "one heart\na sepia star", "lacks": "one heart\na ring\na moon"}, "both to show sepia and not to"),
+        ({"shows": "sepia heart\nsepia star"}, "from 2 prompts that show it: give 3, better 12"),
         ({"images": ["14", 0]}, "connect the checkpoint's to `vae`"),
         ({"other_images": ["14", 0], "vae": ["2", 2]}, "to `images`"),
     ],
 )
 def test_a_lesson_that_cannot_be_is_refused_when_it_is_queued(server, load, changes, says):
     workflow = load("learn")
-    del workflow[find(workflow, "After")]
-    teacher = find(workflow, "SAeUronLearnConcept")
+    teacher, loader = find(workflow, "SAeUronLearnConcept"), find(workflow, "SAeUronLoader")
+    pictures = {"width": 32, "height": 32, "batch_size": 2, "color": 255}
+    workflow["14"] = {"class_type": "EmptyImage", "inputs": pictures, "_meta": {"title": "Pictures"}}
     workflow[teacher]["inputs"] |= changes
     workflow["judge"] = {"class_type": "SAeUronSaveSae", "_meta": {"title": "Save"}}
     workflow["judge"]["inputs"] = {"sae": [teacher, 0], "filename": "x", "licence": "", "card": "", "overwrite": False}
-    kept = {i: node for i, node in workflow.items() if i in ("2", "6", teacher, "judge", "3", "4", "5", "9", "14")}
-    kept["14"]["inputs"]["samples"] = ["9", 0]
+    kept = {i: workflow[i] for i in (find(workflow, "SAeUronTinyCanvas"), loader, teacher, "judge", "14")}
     assert says in refusal(server, kept, teacher)
 
 

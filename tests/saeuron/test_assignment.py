@@ -103,3 +103,15 @@ def test_a_concept_s_selection_is_its_one_latent_with_its_own_numbers():
 def test_a_concept_without_a_latent_is_refused_with_the_nearest():
     with pytest.raises(SaeuronError, match="'cats' has no assigned latent; the nearest that have are cat"):
         select_assigned(table_of({}), {"cat": 2}, "cats")
+
+
+def test_of_two_that_want_one_latent_the_surer_gets_it_and_latent_0_is_one():
+    kinds = {"dog": "object", "cat": "object", "sun": "object"}
+    statistics = ConceptStatistics(kinds, (9, 5), 6, "sae")
+    statistics.counts += 1
+    for name, values in {"dog": [7.0, 0, 0, 0, 1, 2], "cat": [9.0, 0, 0, 1, 0, 0], "sun": [0.0, 0, 9, 0, 0, 0]}.items():
+        statistics.sums[statistics.row(name)] = torch.tensor(values)
+    table = WholeTable(statistics)
+    scores = {name: table.scores(name).mean(0) for name in kinds}
+    assert scores["dog"].argmax() == scores["cat"].argmax() == 0 and scores["cat"][0] > scores["dog"][0]
+    assert assign(table) == {"dog": 5, "cat": 0, "sun": 2}

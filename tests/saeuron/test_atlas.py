@@ -145,12 +145,15 @@ def test_cards_are_kept_until_pictures_come(build, survey, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("version", 9, "not an atlas of format"),
+        ("version", 9, "version"),
         ("n_latents", -1, "n_latents"),
         ("n_latents", 10**9, "n_latents"),
         ("grid", [4096, 4096], "grid"),
         ("parts", [1], "parts"),
         ("n_latents", 7, "another size"),
+        ("n_latents", 2**20, "another size"),
+        ("grid", [256, 256], "grid"),
+        ("fingerprint", 3, "fingerprint"),
     ],
 )
 def test_a_broken_atlas_is_told_by_name(build, tmp_path, field, value, told):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saeuron import Hookpoint, SaeuronError, load_sae, save_sae
+from saeuron import Hookpoint, SaeuronError, SparseAutoencoder, load_sae, save_sae
 
 # cfg.json as SAeUron's own code writes it, key for key.
 SAEURON = {
@@ -100,6 +100,18 @@ def test_saving_what_was_trained_on_or_converted_since_loading_gives_a_loadable_
         assert again.fingerprint == sae.fingerprint != make_sae().fingerprint
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_fingerprint_is_the_one_that_it_was_yesterday(tmp_path, dtype):
+    """Files name their SAE by it, so that no version may count it otherwise. Of the bytes that the file has."""
+    sae = SparseAutoencoder(2, 4, 1).requires_grad_(False)
+    for number, weight in enumerate((sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)):
+        weight.copy_(torch.arange(weight.numel()).view_as(weight) / 8 - number)
+    save_sae(sae, tmp_path)
+    assert load_sae(tmp_path, dtype).fingerprint == "92e0889295171f2f"
+    written = json.loads((tmp_path / "cfg.json").read_text("utf-8"))
+    assert (written["format"], written["version"]) == ("saeuron-sae", 1)
+
+
 def test_a_converted_sae_still_answers_to_its_file_s_tables(make_sae, tmp_path):
     save_sae(make_sae(), tmp_path)
     half = load_sae(tmp_path, torch.float16)
@@ -128,7 +140,7 @@ def refusal_of(folder):
         ({"version": 99}, "99"),
         ({"k": 65}, "k is 65"),
         ({"k": "many"}, "many"),
-        ({"d_in": None}, "no usable value"),
+        ({"d_in": None}, "d_in is None"),
         ({"hookpoint": "unet.mid_block.attentions.0", "site": "input"}, "input"),
     ],
 )
@@ -143,7 +155,7 @@ def test_a_missing_tensor_is_refused_by_name(publish):
 
 def test_a_misshapen_tensor_is_refused_with_both_shapes(publish):
     message = refusal_of(publish(replace={"W_dec": torch.zeros(16, 64)}))
-    assert "sae.safetensors has W_dec of shape [16, 64] where cfg.json says [64, 16]" in message
+    assert "sae.safetensors has W_dec of shape [16, 64] where its config says [64, 16]" in message
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "sae.safetensors"])

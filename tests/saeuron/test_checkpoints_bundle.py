@@ -182,19 +182,19 @@ def spoil(path, change=None, drop=(), **tensors):
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"change": {"format": "saeuron-concept-table"}}, "it is saeuron-concept-table 1"),
-        ({"change": {"version": 2}}, "it is saeuron-bundle 2"),
-        ({"drop": ("k",)}, "it lacks 'k'"),
+        ({"change": {"format": "saeuron-concept-table"}}, "format is 'saeuron-concept-table'"),
+        ({"change": {"version": 2}}, "version is 2"),
+        ({"drop": ("k",)}, "its description lacks k"),
         ({"change": {"k": 65}}, "does not fit: k is 65"),
-        ({"change": {"k": "many"}}, "not a bundle of format"),
+        ({"change": {"k": "many"}}, "k is 'many'"),
         ({"change": {"activation": "gelu"}}, "activation 'gelu' is unknown"),
-        ({"change": {"site": "input"}}, "site 'input' is unknown"),
-        ({"change": {"settings": 5}}, "not a bundle of format"),
+        ({"change": {"site": "input"}}, "site is 'input'"),
+        ({"change": {"settings": 5}}, "settings is 5"),
         ({"b_dec": torch.zeros(24)}, r"has b_dec of shape \[24\]"),
         ({"b_dec": torch.zeros(16)}, "its tensors have the fingerprint"),
         ({"surprise": torch.zeros(1)}, "holds surprise, which is not supported"),
         ({"table.values": torch.zeros(3)}, "do not have the shape"),
-        ({"change": {"table": {"kept": 64}}}, "it lacks 'concepts'"),
+        ({"change": {"table": {"kept": 64}}}, "lacks table.concepts"),
     ],
 )
 def test_what_is_no_bundle_is_refused_by_file_and_field(bundle, tmp_path, wrong, complaint):
@@ -258,3 +258,14 @@ def test_what_the_user_says_wins_over_the_files(bundle, make_sae, make_table, tm
     make_table(make_sae(seed=9)).save(tmp_path / "foreign_table.safetensors")
     with pytest.raises(SaeuronError, match=r"foreign_table\.safetensors: the concept table was made with the SAE"):
         load_bundle(tmp_path / "a.safetensors", table=tmp_path / "foreign_table.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"), [("{", "not readable JSON"), ("[]", "a JSON list"), ('{"concepts": 3}', "concepts is 3")]
+)
+def test_settings_beside_an_sae_that_are_none_are_refused_by_name(make_sae, tmp_path, content, complaint):
+    save_sae(make_sae(), tmp_path)
+    (tmp_path / "settings.json").write_text(content, "utf-8")
+    with pytest.raises(SaeuronError, match=rf"settings\.json.*{complaint}"):
+        load_bundle(tmp_path)
+    assert load_sae(tmp_path).n_latents == 64, "which needs none"

@@ -100,7 +100,7 @@ def test_a_submodule_named_like_a_hookpoint_is_one(publish, tmp_path):
         ({"activation_dim": "16"}, "config.json has no usable value for activation_dim"),
         ({"drop": ("b_dec",)}, "ae.pt lacks b_dec"),
         ({"drop": ("k",), "k": None}, "config.json has no usable value for k"),
-        ({"threshold": [1.0, 2.0]}, "ae.pt has threshold as something other than one number"),
+        ({"threshold": [1.0, 2.0]}, "ae.pt has threshold as something other than one finite number"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_file_and_field(publish, tmp_path, options, complaint):
@@ -113,4 +113,28 @@ def test_a_config_without_a_trainer_is_refused(publish, tmp_path):
     publish()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SaeuronError, match=r"config\.json lacks trainer"):
+        load_sae(tmp_path)
+
+
+def test_thresholds_of_each_latent_are_scaled_with_the_tokens(tmp_path, make_tokens):
+    """A backup of a training in normalised units: in raw ones every threshold is ``norm_factor`` times as large."""
+    generator, scale = torch.Generator().manual_seed(3), 2.5
+    stored = {"W_enc": torch.randn(16, 64, generator=generator), "b_enc": torch.randn(64, generator=generator)}
+    stored |= {"W_dec": torch.randn(64, 16, generator=generator), "b_dec": torch.randn(16, generator=generator)}
+    stored["threshold"] = torch.rand(64, generator=generator) + 0.5
+    torch.save({"ae": stored, "norm_factor": scale}, tmp_path / "ae.pt")
+    config = {"trainer": {"dict_class": "JumpReluAutoEncoder", "activation_dim": 16, "dict_size": 64}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sae, tokens = load_sae(tmp_path), make_tokens(100, 16, seed=9)
+    pre = tokens / scale @ stored["W_enc"] + stored["b_enc"]
+    expected = scale * torch.where(pre > stored["threshold"], pre, 0)
+    torch.testing.assert_close(sae.encode(tokens), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(sae.threshold, scale * stored["threshold"])
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", '"x"', "null"])
+def test_a_config_that_is_no_object_is_refused(publish, tmp_path, content):
+    publish()
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SaeuronError, match=r"config\.json holds a JSON .* where an object is expected"):
         load_sae(tmp_path)

@@ -1,10 +1,14 @@
+import json
+
 import pytest
 import torch
 
 from saeuron import Ablate, ConceptStatistics, SaeuronError, Selection
 from saeuron.assignment import select_assigned
+from saeuron.checkpoints import Bundle, load_bundle, save_bundle
 from saeuron.compact_table import CompactTable
 from saeuron.concept_table import WholeTable
+from saeuron.files import read_tensors, write_tensors
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
 TIMESTEPS = [901, 501, 101]
@@ -107,3 +111,32 @@ def test_an_unknown_concept_is_refused_with_the_nearest():
 def test_the_table_of_another_sae_is_refused():
     with pytest.raises(SaeuronError, match="made with the SAE sae and this SAE is other"):
         CompactTable.of(new_table()).check_belongs("other")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("kept", 65, "do not have the shape"),
+        ("kept", -1, "kept"),
+        ("kept", 2.5, "kept"),
+        ("scale", 0.0, "scale"),
+        ("table.latents", -1, "latents that the SAE does not have"),
+        ("table.timesteps", 1001, "timesteps"),
+        ("table.values", torch.int8, "table.values as torch.int8"),
+    ],
+)
+def test_a_file_with_a_table_that_cannot_be_is_refused(make_sae, tmp_path, field, value, complaint):
+    sae, path = make_sae(), tmp_path / "a.safetensors"
+    save_bundle(Bundle(sae, CompactTable.of(new_table(sae.n_latents, sae.fingerprint))), path)
+    tensors, metadata = read_tensors(path)
+    about = json.loads(metadata["saeuron"])
+    if field in about["table"]:
+        about["table"][field] = value
+    elif isinstance(value, torch.dtype):
+        tensors[field] = tensors[field].to(value)
+    else:
+        tensors[field].view(-1)[0] = value
+    write_tensors(path, tensors, {"saeuron": json.dumps(about)})
+    with pytest.raises(SaeuronError, match=complaint) as refused:
+        load_bundle(path)
+    assert str(path) in str(refused.value)

@@ -99,3 +99,33 @@ def test_the_table_of_another_sae_is_refused_with_both_named(images, make_sae):
         with pytest.raises(SaeuronError) as refusal:
             use()
         assert "the SAE sae and this SAE is " + sae.fingerprint in " ".join(str(refusal.value).split())
+
+
+def test_a_concept_with_more_pictures_weighs_more_in_what_the_others_show(images):
+    """The others' mean is over their pictures, not over their means."""
+    labels, latents = images
+    few = [n for n, names in enumerate(labels) if "dog" not in names or n % 5 == 1]
+    table = table_of(([labels[n] for n in few], {t: values[few] for t, values in latents.items()}))
+    own = plain_means(images, lambda names: "cat" in names)
+    rest = [n for n in few if "cat" not in labels[n]]
+    assert len({sum(name in labels[n] for n in rest) for name in ("dog", "bird")}) == 2
+    pooled = torch.stack([latents[t][rest].double().mean(0) for t in TIMESTEPS])
+    expected = own / own.sum(-1, keepdim=True) - pooled / pooled.sum(-1, keepdim=True)
+    torch.testing.assert_close(table.scores("cat").double(), expected, **CLOSE)
+
+
+def test_another_concept_without_pictures_has_no_mean_to_be_largest(images):
+    labels, latents = images
+    chosen = [n for n, names in enumerate(labels) if "bird" not in names]
+    table = table_of(([labels[n] for n in chosen], {t: values[chosen] for t, values in latents.items()}))
+    dog = plain_means(images, lambda names: "dog" in names)
+    torch.testing.assert_close(table.max_other_mean("cat").double(), dog, **CLOSE)
+    assert table.max_other_mean("cat").isfinite().all()
+
+
+def test_a_table_in_which_nothing_ever_fires_scores_nothing():
+    statistics = new_statistics()
+    statistics.counts += 3
+    table = WholeTable(statistics)
+    assert not table.scores("cat").any() and not table.max_other_mean("cat").any()
+    assert table.select("cat", 3).means.tolist() == [[0.0] * 3] * 3

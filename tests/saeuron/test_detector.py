@@ -6,7 +6,7 @@ import torch
 from saeuron import ConceptStatistics, SaeuronError, Setting
 from saeuron.compact_table import CompactTable
 from saeuron.concept_table import WholeTable
-from saeuron.detector import SHARE, Detector, shown
+from saeuron.detector import SHARE, Detector, Detectors
 
 CONCEPTS = {"cat": "object", "dog": "object", "bird": "object", "oil": "style", "ink": "style"}
 LATENTS = {"cat": 3, "dog": 7, "bird": 11}
@@ -29,6 +29,13 @@ def detector(sae, own, others, floor):
     numbers, means = zip(own, *others, strict=True)
     timesteps, means = torch.tensor([901, 101]), torch.tensor(means).expand(2, -1)
     return Detector(timesteps, torch.tensor(numbers), means, torch.full((2,), float(floor)), sae.fingerprint)
+
+
+def shown(detectors, sae, tokens, timestep):
+    """What all maps show, ``[B, len(detectors)]``."""
+    found = torch.zeros(len(tokens), len(detectors), dtype=torch.bool)
+    maps, own = Detectors(detectors).shown(sae, tokens, timestep)
+    return found.index_copy(0, maps, own)
 
 
 def by_hand(sae, tokens, one):
@@ -110,3 +117,21 @@ def test_assigned_latents_detect_or_else_those_of_the_best_scores(make_sae):
     assert Setting(edit="shift", detect="assigned").detector(sae, table, "cat").latents.tolist() == [5, 2]
     with pytest.raises(SaeuronError, match="'dog' has no assigned latent"):
         Setting(edit="shift", detect="assigned").detector(sae, table, "dog")
+
+
+def test_each_detector_has_its_own_latent_floor_and_means_at_each_timestep(make_sae, make_tokens):
+    sae, tokens = make_sae(), make_tokens(60, 12, 16)
+    maps = sae.encode(tokens).mean(1)
+    one, two, rival = maps.mean(0).topk(3).indices.tolist()
+    floors = {latent: maps[:, latent].quantile(torch.tensor([0.3, 0.7])) for latent in (one, two)}
+    means = {latent: torch.tensor([[1.0, 0.8], [1.0, 1.6]]) * maps[:, [latent, rival]].mean(0) for latent in (one, two)}
+    timesteps = torch.tensor([901, 101])
+    first = Detector(timesteps, torch.tensor([one, rival]), means[one], floors[one], sae.fingerprint)
+    # The other one's timesteps stand the other way round, so that each has to look up its own.
+    second = Detector(timesteps.flip(0), torch.tensor([two]), means[two][:, :1], floors[two].flip(0), sae.fingerprint)
+    both = {timestep: shown([first, second], sae, tokens, timestep) for timestep in (901, 101)}
+    for column, timestep in enumerate((901, 101)):
+        alone = (maps[:, one] / means[one][column, 0]) >= SHARE * (maps[:, rival] / means[one][column, 1])
+        assert torch.equal(both[timestep][:, 0], (maps[:, one] > floors[one][column]) & alone)
+        assert torch.equal(both[timestep][:, 1], maps[:, two] > floors[two][column])
+    assert not torch.equal(both[901], both[101])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from saeuron import Ablate, SaeuronError, Selection, SparseAutoencoder
+from saeuron.edits import join
 
 TOPK = {}
 BATCH_TOPK = {"activation": "batch_topk", "threshold": 1.2}
@@ -239,3 +240,21 @@ def test_gradients_flow_through_an_edit_where_they_are_kept(make_sae, make_token
     untouched = (moved == tokens).all(-1)
     assert torch.equal(tokens.grad[untouched], torch.ones(int(untouched.sum()), 16))
     assert (tokens.grad[~untouched] != 1).any()
+
+
+def test_two_ablations_join_into_the_one_of_both_selections(make_sae, make_tokens):
+    sae, tokens = make_sae(), make_tokens(2, 40, 16)
+    one, two = (select(sae, [latent], concept=name) for latent, name in zip(frequent(sae, tokens), "ab", strict=False))
+    joined = join(Ablate(sae, one), Ablate(sae, two))
+    assert joined.selection.concepts == ("a", "b")
+    assert torch.equal(joined(tokens, 501), Ablate(sae, Selection.merge([one, two]))(tokens, 501))
+    assert not torch.equal(joined(tokens, 501), Ablate(sae, one)(tokens, 501))
+
+
+def test_ablations_of_other_timesteps_options_or_saes_do_not_join(make_sae):
+    sae, other = make_sae(), make_sae(seed=1)
+    one = Ablate(sae, select(sae, [3]))
+    assert join(one, Ablate(sae, select(sae, [4], timesteps=(901, 501, 1)))) is None
+    assert join(one, Ablate(sae, select(sae, [4]), scale="norm")) is None
+    assert join(one, Ablate(sae, select(sae, [4]), start=500)) is None
+    assert join(one, Ablate(other, select(other, [4]))) is None

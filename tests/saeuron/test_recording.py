@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+import saeuron.recording
 from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError
 from saeuron.recording import Tokens, bytes_per_token
 
@@ -240,3 +241,54 @@ def test_what_a_part_wrote_before_an_interrupt_is_found_by_any_number_of_writers
 def test_a_part_of_another_recording_is_left_out(tmp_path):
     (tmp_path / "part-00001.json").write_text('{"settings_hash": "other", "shards": {"shard-00009.safetensors": 10}}')
     assert list(Recording(record(tmp_path)).shards)[-1] == "shard-00004.safetensors"
+
+
+def test_a_folder_of_another_block_of_equal_width_is_refused_untouched(tmp_path):
+    before = files(record(tmp_path))
+    with pytest.raises(SaeuronError, match=r"was made with hookpoint unet\.up_blocks\.1\.attentions\.1 and now it is"):
+        open_writer(tmp_path, hookpoint=Hookpoint("unet.up_blocks.1.attentions.2"))
+    assert files(tmp_path) == before
+
+
+def test_what_is_appended_counts_its_prompts_on_from_those_there_are(tmp_path):
+    for number, prompts in enumerate((PROMPTS, PROMPTS[:1], PROMPTS)):
+        writer = open_writer(tmp_path, prompts=None)
+        tokens = rows(0, 4 * len(prompts))
+        whole = torch.arange(len(tokens)) % len(prompts)
+        writer.append(prompts, Tokens(tokens.activations, whole, tokens.timestep, tokens.position), seed=number)
+        assert Recording(tmp_path).complete, "after every shard"
+    recording = Recording(tmp_path)
+    assert recording.prompts == [*PROMPTS, PROMPTS[0], *PROMPTS]
+    assert recording.shards == {f"shard-0000{n}.safetensors": count for n, count in enumerate((8, 4, 8))}
+    prompts = [set(recording.read(name).prompt.tolist()) for name in recording.shards]
+    assert prompts == [{0, 1}, {2}, {3, 4}]
+    assert open_writer(tmp_path, prompts=None).bytes == 20 * bytes_per_token(3)
+
+
+def test_an_interrupt_while_parts_are_gathered_loses_no_shard(tmp_path, monkeypatch):
+    record(tmp_path / "alone")
+    writers = [open_writer(tmp_path / "cut", part=part) for part in range(2)]
+    for shard in range(5):
+        writers[shard % 2].write(shard, rows(shard), seed=shard)
+
+    def interrupted(path, content):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(saeuron.recording, "write_json", interrupted)
+        writers[0].finish()
+    open_writer(tmp_path / "cut").finish()
+    assert files(tmp_path / "cut") == files(tmp_path / "alone")
+
+
+def test_numbers_too_large_for_half_precision_become_its_largest(tmp_path):
+    large = Tokens(torch.tensor([[1e6, -1e6, 2.0]]), *(torch.zeros(1, dtype=torch.long) for _ in range(3)))
+    open_writer(tmp_path).write(0, large, seed=0)
+    assert Recording(tmp_path).read("shard-00000.safetensors").activations.tolist() == [[65504.0, -65504.0, 2.0]]
+
+
+def test_a_shard_with_what_is_no_number_is_named(tmp_path):
+    broken = Tokens(torch.tensor([[float("nan"), 0, 0]]), *(torch.zeros(1, dtype=torch.long) for _ in range(3)))
+    open_writer(tmp_path).write(0, broken, seed=0)
+    with pytest.raises(SaeuronError, match=r"shard-00000\.safetensors holds numbers in activations"):
+        Recording(tmp_path).read("shard-00000.safetensors")

@@ -17,6 +17,7 @@ from saeuron import (
     write_settings,
 )
 from saeuron.concept_table import WholeTable
+from saeuron.removal import DEFAULT
 
 KINDS = dict.fromkeys(("star", "moon", "heart", "ring"), "object") | dict.fromkeys(("neon", "sepia"), "style")
 
@@ -49,14 +50,14 @@ def test_what_a_setting_leaves_out_is_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('{"neon": {}}', "has no `concepts`"),
-        ('{"concepts": ["neon"]}', "has no `concepts`"),
+        ('{"neon": {}}', "lacks concepts"),
+        ('{"concepts": ["neon"]}', "concepts is .'neon'."),
         (
             '{"concepts": {"neon": {"latent": 3}}}',
             "concept 'neon': 'latent' is no part of a setting; the nearest are latents",
         ),
         ('{"concepts": {"star": {}, "neon": {"latents": "many"}}}', "concept 'neon': .*'many'"),
-        ('{"concepts": {"neon": 3}}', "concept 'neon': "),
+        ('{"concepts": {"neon": 3}}', "concepts.neon is 3"),
         (
             '{"concepts": {"neon": {"edit": "erase"}}}',
             "concept 'neon': edit 'erase' is unknown; .* redirect, ablate",
@@ -169,3 +170,21 @@ def test_a_setting_that_cannot_be_is_refused(values):
 def test_a_setting_comes_back_from_its_own_values():
     setting = Setting(4, -2.5, False, "replace", "assigned", "norm", True, "assigned", 0.25)
     assert Setting.parse(json.loads(json.dumps(setting.values()))) == setting
+
+
+@pytest.mark.parametrize("assigned", [True, False])
+def test_every_default_pushes_away_and_a_third_kind_is_removed_as_any_other(make_sae, assigned):
+    sae = make_sae()
+    sae.config = {"assignment": {"cat": 3, "neon": 7, "dusk": 9}} if assigned else {}
+    kinds = {"cat": "object", "dog": "object", "neon": "style", "ink": "style", "dusk": "light", "dawn": "light"}
+    statistics = ConceptStatistics(kinds, [1], sae.n_latents, sae.fingerprint)
+    statistics.sums += torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(0))
+    statistics.counts += 1
+    table = WholeTable(statistics)
+    found = {name: default_setting(sae, table, name) for name in ("cat", "neon", "dusk")}
+    assert all(setting.strength < 0 for setting in found.values())
+    assert {setting.edit for setting in found.values()} == ({"shift"} if assigned else {"ablate"})
+    assert found["dusk"] == found["cat"] and DEFAULT.strength < 0
+    assert (found["neon"] == found["cat"]) is not assigned
+    (edit,) = build_edits(sae, table, {"dusk": found["dusk"]})
+    assert edit(torch.ones(1, 2, sae.d_in), 1).shape == (1, 2, sae.d_in)

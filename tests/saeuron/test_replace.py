@@ -128,3 +128,15 @@ def test_tokens_and_selections_that_do_not_fit_are_refused(make_sae, make_tokens
         Replace(sae, select(sae, [3]))(make_tokens(1, 5, 24), 501)
     with pytest.raises(SaeuronError, match=f"{other.fingerprint} .* {sae.fingerprint}"):
         Replace(sae, select(other, [3]))
+
+
+def test_each_timestep_has_its_own_thresholds(make_sae, make_tokens):
+    sae, tokens = make_sae(), make_tokens(3, 60, 16)
+    latents = frequent(sae, tokens)
+    selection = select(sae, latents)
+    selection.kind_means[0], selection.kind_means[2] = 0.8, 1e9
+    edit = Replace(sae, selection)
+    for timestep, threshold in ((901, 0.8), (501, 0.4)):
+        changed = (edit(tokens, timestep) != tokens).any(-1)
+        assert torch.equal(changed, firing(sae, tokens, latents, threshold))
+    assert edit(tokens, 101) is tokens

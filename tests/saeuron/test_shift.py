@@ -133,3 +133,21 @@ def test_an_sae_without_assigned_latents_is_used_as_saeuron_does(make_sae):
     (edit,) = build_edits(sae, table_of(sae), {"cat": Setting(4, edit="shift", presence=0.5)})
     best = table_of(sae).scores("cat").mean(0).argmax()
     assert edit.detectors[0].latents[0] == best
+
+
+@pytest.mark.parametrize("timestep", [901, 101])
+def test_each_timestep_has_its_own_means(case, timestep):
+    edit, sae, tokens, shows = case({})
+    means = torch.tensor([[0.9, 0.2], [0.1, 0.7]])
+    edit = replace(edit, selections=[replace(edit.selections[0], means=means)])
+    mean = means[0 if timestep == 901 else 1].double()
+    direction = -2.0 * ((mean - torch.tensor([0.4, 0.5])) @ sae.W_dec[[3, 7]].double())
+    torch.testing.assert_close(edit(tokens, timestep)[shows].double(), tokens[shows].double() + direction, **CLOSE)
+
+
+def test_each_timestep_has_its_own_floor(case):
+    edit, _, tokens, _ = case({})
+    never = replace(edit.detectors[0], floors=torch.tensor([1e9, 0.0]))
+    edit = replace(edit, detectors=[never])
+    assert edit(tokens, 901) is tokens
+    assert not torch.equal(edit(tokens, 101), tokens)

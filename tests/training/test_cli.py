@@ -127,9 +127,16 @@ def test_a_full_disk_gets_one_line_and_leaves_nothing_half_written(run, bench, m
 
     monkeypatch.setattr(saeuron.files.os, "fsync", fsync)
     code, told = run("record --output {}/out --images 2 --images-per-shard 1 --steps 1 --tokens-per-map 1")
-    assert code == 2 and len(told) == 1 and "No space left on device" in told[0]
+    errors = [line for line in told if not line.startswith("recording: ")]
+    assert code == 2 and len(errors) == 1 and "No space left on device" in errors[0]
     assert not list((bench / "out").rglob("*.tmp"))
     json.loads((bench / "out" / NAME / "manifest.json").read_text("utf-8"))
+
+
+def test_a_missing_package_is_named_with_what_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    code, told = run("hookpoints")
+    assert code == 2 and told == ['error: the bench needs tyro: run `pip install ".[training]"` in its folder']
 
 
 def test_an_interrupt_is_told_and_gives_130(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import reprlib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -10,6 +11,8 @@ from saeuron.errors import SaeuronError, nearest
 
 ONCE = {"config", "json", "overwrite", "dry_run"}
 """Options that say how one call goes, and nothing of what it makes: they are not saved."""
+MOST = 1_000_000
+"""Characters of a YAML file, which is read slowly."""
 MADE_WITH = "made_with"
 """Where a saved file holds what was read for it: fingerprints and names, which no option says."""
 
@@ -48,8 +51,8 @@ def read_config(path: Path, command: type) -> dict[str, object]:
             raise SaeuronError(f"{path}: {key!r} is no option of this command; the nearest are {nearest(name, known)}")
         try:
             found[name] = _typed(value, hints[name])
-        except (TypeError, ValueError):
-            raise SaeuronError(f"{path}: {key} is {value!r} and has to be {_plain(hints[name])}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise SaeuronError(f"{path}: {key} is {reprlib.repr(value)} and has to be {_plain(hints[name])}") from None
     return found
 
 
@@ -58,13 +61,20 @@ def _read(path: Path) -> dict:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SaeuronError(f"--config {path} could not be read: {getattr(error, 'strerror', None) or error}") from None
+    from saeuron.files import parse_json
+
     try:
         if path.suffix == ".json":
-            content = json.loads(text)
+            content = parse_json(text, path)
         else:
             import yaml
 
+            if len(text) > MOST:
+                raise ValueError(f"it is longer than {MOST} characters")
+
             content = yaml.safe_load(text)
+    except SaeuronError:
+        raise
     except ImportError as error:
         raise SaeuronError(f"--config {path} needs a package to be read: pip install pyyaml, or give JSON") from error
     except Exception as error:  # what a YAML parser raises is its own

@@ -99,6 +99,7 @@ def plot_scores(table, targets: Sequence[str], path: Path, strongest: int = 5) -
         for latent in scores.mean(0).topk(strongest).indices.tolist():
             axis.plot(table.timesteps, scores[:, latent], label=f"latent {latent}")
         axis.invert_xaxis()
-        axis.set(title=target, xlabel="timestep", ylabel="score")
+        axis.set(xlabel="timestep", ylabel="score")
+        axis.set_title(target, parse_math=False)
         axis.legend(fontsize=7)
     save_figure(figure, path)

@@ -16,6 +16,7 @@ import torch
 
 from saeuron import SaeuronError
 from saeuron.errors import nearest
+from saeuron.files import parse_json
 
 
 def read_prompts(source: str, kinds: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -68,11 +69,8 @@ def check_labelled(rows: Sequence[dict[str, str]], kinds: Sequence[str], source:
 def _parse(path: Path, number: int, line: str) -> dict[str, str]:
     if path.suffix != ".jsonl":
         return {"prompt": line.strip()}
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SaeuronError(f"{path}, line {number}: not JSON: {error.msg}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+    row = parse_json(line, f"{path}, line {number}: it")
+    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise SaeuronError(f'{path}, line {number}: needs an object with a "prompt" that is not empty')
     concepts = row.get("concepts", {key: value for key, value in row.items() if key != "prompt"})
     if not isinstance(concepts, dict) or "prompt" in concepts:

@@ -5,12 +5,17 @@ with. Started again with the same options, a command makes the pieces that are m
 refused, and what is finished stays as it is, unless the user says ``--overwrite``.
 """
 
+import os
+import platform
 import shutil
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saeuron.errors import SaeuronError, check_same
 from saeuron.files import read_json, write_json
+from saeuron.formats import JournalDescription, check
 
 from .config import MADE_WITH, config_name, option_values
 from .processes import is_main, main_first, of_main
@@ -18,7 +23,7 @@ from .processes import is_main, main_first, of_main
 ADVICE = "choose another --output, or --overwrite to begin anew"
 FREE = {"output", "device", "log_every", "checkpoint_every"}
 """Options that change nothing of what is made."""
-READ = {"sae", "table", "settings", "hookpoint", "site", "recording", "model", "lora", "prompts", "init"}
+READ = {"sae", "table", "settings", "hookpoint", "site", "recording", "stream", "model", "lora", "prompts", "init"}
 """Options that name what is read. It may lie elsewhere the next time: ``made_with`` says whether it is the same."""
 
 
@@ -45,7 +50,7 @@ def claim(
         if found and not path.exists():
             raise SaeuronError(f"{path.parent} holds {found[0].name} already, which was made otherwise: {ADVICE}")
         if path.exists():
-            before, now = read_json(path), option_values(config)
+            before, now = check(read_json(path), JournalDescription, path), option_values(config)
             read = READ if made_with else set()
             told = {key: value for key, value in now.items() if key not in {*FREE, *read, *free}}
             check_same(path.parent, before, told, ADVICE)
@@ -53,6 +58,39 @@ def claim(
             made_with = _joined(before.get(MADE_WITH, {}), made_with)
         if is_main():
             write_json(path, option_values(config) | ({MADE_WITH: made_with} if made_with else {}))
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """In the block nobody else makes what lies at ``output``; raises SaeuronError that says who does.
+
+    The lock lies beside it, in ``.NAME.lock``, and ends with the process, however that ends. Where nothing can be
+    written there is none, since nobody can make anything there.
+    """
+    from filelock import FileLock, Timeout
+
+    output = Path(output).absolute()
+    made = [folder for folder in output.parents if not folder.exists()]
+    path = output.with_name(f".{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        path.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}", "utf-8")
+    except Timeout:
+        who = path.read_text("utf-8") if path.exists() else "another process"
+        raise SaeuronError(f"{output} is being made by {who}: wait for it, or choose another --output") from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)
+            lock.release()
+        for folder in made:  # which nothing was put into
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _joined(before: Mapping[str, object], now: Mapping[str, object]) -> dict:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import get_annotations
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -75,15 +76,19 @@ def generate(
     if sampling.init_image is not None:
         pipeline = from_image(pipeline)
         options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
-    if sampling.negative_prompt:
-        options["negative_prompt"] = [sampling.negative_prompt] * len(seeds)
+    guided = sampling.guidance > 1
+    if hasattr(pipeline, "text_encoder_2"):  # SDXL's, which also wants what its second encoder pools
+        nothing = [sampling.negative_prompt] * len(seeds) if sampling.negative_prompt else None
+        options |= {"prompt": list(prompts), "negative_prompt": nothing}
+    else:
+        options["prompt_embeds"] = prompts if encoded else text_embeddings(pipeline, prompts, sampling.bf16)
+        nothing = text_embeddings(pipeline, [sampling.negative_prompt], sampling.bf16) if guided else None
+        options["negative_prompt_embeds"] = nothing.expand(len(seeds), -1, -1) if guided else None
     with (
         hooked(pipeline, taps or {}, sampling.mask),
         torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16),
     ):
         images = pipeline(
-            prompt=None if encoded else list(prompts),
-            prompt_embeds=prompts if encoded else None,
             generator=generators,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
@@ -91,6 +96,23 @@ def generate(
             **options,
         ).images
     return images.float().cpu()
+
+
+_texts: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def text_embeddings(pipeline: StableDiffusionPipeline, prompts: Sequence[str], bf16: bool = False) -> torch.Tensor:
+    """What the UNet is told ``[B, length, d_text]``; every text is encoded once as long as its encoder lives."""
+    encoder = pipeline.text_encoder
+    known = _texts.setdefault(encoder, {})
+    new = list(dict.fromkeys(text for text in prompts if (text, bf16) not in known))
+    for start in range(0, len(new), 32):
+        part = new[start : start + 32]
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=bf16):
+            found = pipeline.encode_prompt(part, encoder.device, 1, False)[0]
+        known.update({(text, bf16): own.cpu() for text, own in zip(part, found, strict=True)})
+    return torch.stack([known[text, bf16] for text in prompts]).to(encoder.device)
 
 
 def draw_all(

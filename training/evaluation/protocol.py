@@ -24,6 +24,7 @@ from ..common.processes import own_device, share, whole
 from ..common.progress import track
 from ..common.prompts import check_labelled, digest, labels, read_prompts
 from ..common.resume import claim, piece
+from ..diffusion.alike import Unedited, can_part, draw_unedited
 from ..diffusion.hook import Edit
 from ..diffusion.load import Pipeline, fit, identity, open_model
 from ..diffusion.sampling import Sampling, draw_all
@@ -93,6 +94,16 @@ class Protocol:
         """The same with other pictures; a search, which seeds its own, needs no ``seeds``."""
         return replace(self, rows=rows, seeds=seeds)
 
+    def alike(self, removals: Sequence[Removal], bundle: Bundle) -> Unedited | None:
+        """The unedited pictures of this process's share, from which those under ``removals`` part; None where a sampler
+        allows no parting, or they would take too much memory."""
+        own = share(range(len(self.rows)))
+        if not can_part(self.pipeline, self.sampling, len(own)):
+            return None
+        prompts, seeds = [self.rows[n]["prompt"] for n in own], [self.seeds[n] for n in own]
+        edits = {removal.name: removal.edits(bundle) for removal in removals if removal.settings}
+        return draw_unedited(self.pipeline, prompts, seeds, self.sampling, edits)
+
     def look(
         self,
         edits: Mapping[Hookpoint, Sequence[Edit]] | None = None,
@@ -120,15 +131,28 @@ class Protocol:
         return Verdicts(self.asked, {kind: whole(found[kind]) for kind in self.asked})
 
     def survey(
-        self, removal: Removal, bundle: Bundle, folder: Path | None = None, make: Callable[[], dict] | None = None
+        self,
+        removal: Removal,
+        bundle: Bundle,
+        folder: Path | None = None,
+        make: Callable[[], dict] | None = None,
+        alike: Callable[[], Unedited | None] = lambda: None,
     ) -> dict:
         """What is found when ``removal`` is made; with a ``folder`` it is read from there if it is, else written.
 
-        ``make`` stands in for drawing and judging, where something more than the verdicts is wanted.
+        ``make`` stands in for drawing and judging, where something more than the verdicts is wanted. ``alike`` gives
+        the pictures that those under ``removal`` part from, and is called where something has to be drawn.
         """
 
         def draw() -> dict:
-            return {"found": self.verdicts(removal.edits(bundle), removal.name).found}
+            unedited = alike()
+            if unedited is None:
+                return {"found": self.verdicts(removal.edits(bundle), removal.name).found}
+            edits = removal.edits(bundle)
+            images = unedited.edited(removal.name, edits) if edits else unedited.images
+            looks = [self.judge.look(part) for part in images.split(self.sampling.batch)]
+            found = Look.join(looks).found if looks else {kind: [] for kind in self.judge.names}
+            return {"found": {kind: whole(found[kind]) for kind in self.asked}}
 
         def named() -> dict:
             return {"name": removal.name, "targets": removal.targets, "kind": removal.kind} | (make or draw)()

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from saeuron import SaeuronError
-from saeuron.files import read_tensors
+from saeuron.checkpoints.pickled import read_pickle
+from saeuron.files import check_finite, read_tensors
 
 from ..common.pictures import from_picture, to_picture
 from .canvas import NAMES
@@ -51,7 +52,10 @@ def labels_of(kind: str, checkpoint: Path) -> Sequence[str]:
     """What a classifier of ``kind`` tells apart: one name a line of the .txt beside it, or UnlearnCanvas's names."""
     beside = checkpoint.with_suffix(".txt")
     if beside.exists():
-        return tuple(line.strip() for line in beside.read_text("utf-8").splitlines() if line.strip())
+        try:
+            return tuple(line.strip() for line in beside.read_text("utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise SaeuronError(f"{beside} could not be read: {error}") from None
     if kind not in NAMES:
         raise SaeuronError(f"the labels of {checkpoint} are unknown: write them, one a line, into {beside}")
     return NAMES[kind]
@@ -78,21 +82,13 @@ def load_classifier(path: Path, labels: int) -> "VisionTransformer":
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        weights = read_tensors(path)[0]
-    else:
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise SaeuronError(f"{path} does not exist") from None
-        except Exception as error:  # torch.load raises many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise SaeuronError(f"{path} is not a PyTorch file of tensors alone: {reason}") from error
+    weights = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
     for name in NESTED:
         weights = weights[name] if isinstance(weights, dict) and isinstance(weights.get(name), dict) else weights
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise SaeuronError(f"{path} holds no state dict, neither as it is nor under {', '.join(NESTED)}")
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    check_finite(weights, path)
+    return {str(name).removeprefix("module."): value for name, value in weights.items()}
 
 
 class VisionTransformer(nn.Module):

@@ -1,13 +1,9 @@
 """``build``: prompts → an SAE and its table in one bundle. Each stage is another command's and continues as it does."""
 
-import itertools
 from pathlib import Path
-
-import torch
 
 from saeuron import Hookpoint, SaeuronError
 from saeuron.checkpoints import Bundle, save_bundle
-from saeuron.recording import Tokens
 
 from ..common.bundles import tell_of
 from ..common.progress import console
@@ -20,7 +16,7 @@ from . import train as training
 from .commands import Build, Record, Train
 from .record import check_size, record
 from .score import scored
-from .trainer import Normalisation, TrainingAutoencoder
+from .sources import Recorded, Streamed
 
 DRAWN = ("model", "lora", "prompts", "labels", "site", "images", "steps", "guidance", "negative_prompt", "sampler")
 DRAWN += ("height", "width", "batch", "seed", "device", "bf16", "tokens_per_map", "max_gb")
@@ -45,8 +41,10 @@ def run(config: Build) -> None:
     made_with = {"model": identity(config.model, pipeline), "prompts": digest(rows)}
     pieces = ["recording", "sae", "table.safetensors", "table.part-*", "done"]
     claim(config, work, free=["licence", "card", "max_gb"], pieces=pieces, **made_with)
-    record(recipe)
-    sae, table = training.train(train), None
+    if not config.stream:
+        record(recipe)
+    source = Streamed(recipe, pipeline) if config.stream else Recorded(train.recording)
+    sae, table = training.train(train, source), None
     if kinds:
         path = work / "table.safetensors"
         table = scored(pipeline, sae, rows, sampling, path, config.score_images, config.seed + 1)
@@ -103,19 +101,14 @@ def _cost(
     hookpoint = Hookpoint(config.hookpoint, config.site)
     d_in = hookpoint.module(pipeline.unet).config.in_channels
     count = prompts if config.images is None else config.images
-    taken = check_size(recipe, count, {hookpoint: d_in})
+    taken = 0 if config.stream else check_size(recipe, count, {hookpoint: d_in})
     if count < 2:
-        raise SaeuronError("--images has to be at least 2: one part of the recording is held out for measuring")
+        raise SaeuronError("--images has to be at least 2: one part of them is held out for measuring")
     training.check_options(train, d_in)
     per_epoch = (count - recipe.images_per_shard) * config.steps * config.tokens_per_map // train.batch
-    steps = train.steps or train.epochs * max(per_epoch, 1)
-    model = TrainingAutoencoder(d_in, d_in * train.expansion, train.k, train.activation, torch.Generator())
-    random = torch.randn(train.batch, d_in, generator=torch.Generator().manual_seed(0))
-    numbers = torch.zeros(train.batch, dtype=torch.long)
-    batches = itertools.repeat((0, Tokens(random, numbers, numbers, numbers)))
-    trained = training.plan(train, model, Normalisation.of(random), batches, steps)
+    trained = training.rehearse(train, d_in, train.steps or train.epochs * max(per_epoch, 1))
     scores = (prompts if config.score_images is None else config.score_images) if kinds else 0
-    each = 4 * (len(kinds) + len(set(kinds.values()))) * len(model.W_enc) * config.steps
+    each = 4 * (len(kinds) + len(set(kinds.values()))) * d_in * train.expansion * config.steps
     drawn = plan(pipeline, sampling, count + scores)
     disk = taken + trained.bytes + each + trained.bytes // 4
     return Plan(drawn.work | trained.work, disk, drawn.seconds + trained.seconds)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from saeuron import SaeuronError, SparseAutoencoder, load_sae
+from saeuron.checkpoints.pickled import read_pickle
 from saeuron.files import read_json, write_atomically
 
 from ..common.progress import console
@@ -31,9 +32,9 @@ def read(folder: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = read_pickle(path)
         return state | {"steps": state.get("steps")}
-    except Exception as error:
+    except SaeuronError as error:
         raise SaeuronError(f"{path} is not a readable checkpoint; delete it to start anew") from error
 
 
@@ -46,8 +47,13 @@ def save(folder: Path, identity: str, step: int, steps: int, model: TrainingAuto
 
 def restore(state: dict, model: TrainingAutoencoder, optimizer, schedule) -> int:
     """Bring ``model`` and what trains it to where ``state`` was saved; returns its step."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise SaeuronError(f"the checkpoint {NAME} is broken: delete it to start anew") from error
+    if type(state.get("step")) is not int:
+        raise SaeuronError(f"the checkpoint {NAME} is broken: delete it to start anew")
     console.print(f"continuing at step {state['step']}")
     return state["step"]

@@ -55,13 +55,16 @@ class Weights:
 
 @options
 class Train(Long, Device, Weights):
-    """Train a sparse autoencoder on a recording. Started again, it continues where its last checkpoint was; what is
-    finished is not trained again, or with more --steps trained on."""
+    """Train a sparse autoencoder on a recording, or while a model draws. Started again, it continues where its last
+    checkpoint was; what is finished is not trained again, or with more --steps trained on."""
 
-    recording: Path
-    """Folder of one recording (the one that holds manifest.json)."""
     output: Path
     """Folder for the SAE, its checkpoint and its logs."""
+    recording: Path | None = None
+    """Folder of one recording (the one that holds manifest.json)."""
+    stream: Path | None = None
+    """In place of a recording, a file of `record`'s options (YAML or JSON): its tokens are drawn when they are needed,
+    and never written. Four shards of --images-per-shard are in memory at a time."""
     expansion: int = 16
     """Latents per input channel."""
     k: int = 32
@@ -175,8 +178,8 @@ class BuildAtlas(Long, Pictures, Prompts, Sae):
 
 @options
 class Build(Long, Pictures, Prompts, Shared):
-    """Make an SAE of your own in one command: record, train, score where prompts say what they show, and bundle.
-    Started again, it continues."""
+    """Make an SAE of your own in one command: train while the model draws, score where prompts say what they show, and
+    bundle. Started again, it continues."""
 
     output: Path
     """Bundle to write (.safetensors), such as models/saes/mine.safetensors. The work lies beside it, in mine.build."""
@@ -192,14 +195,17 @@ class Build(Long, Pictures, Prompts, Shared):
     steps: int = 50
     tokens_per_map: int = 16
     """Tokens kept of each feature map, chosen at random."""
+    stream: bool = True
+    """Keep the tokens in memory, a few pictures' at a time. Without it all are recorded on disk first, and an epoch is
+    a pass over all of them."""
     max_gb: float = 10.0
-    """The most the recording may take on disk, in GB (10⁹ bytes)."""
+    """Without --stream, the most the recording may take on disk, in GB (10⁹ bytes)."""
     expansion: int = 16
     """Latents per input channel."""
     k: int = 32
     """Active latents per token."""
     epochs: int = 5
-    """Passes over the recording."""
+    """Passes over the tokens of each picture."""
     train_steps: int | None = None
     """Optimiser steps; default what `epochs` amounts to."""
     train_batch: int = 4096

@@ -4,6 +4,7 @@ Several processes draw different shards of it; together they write what one proc
 """
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def record(config: Record) -> list[Path]:
         return folders
 
     schedule = [(row, config.seed * 1_000_003 + n) for n, row in enumerate(shuffled(rows, count, config.seed))]
-    settings = _settings(config, pipeline)
+    settings = described(config, pipeline)
     prompts = [row for row, _ in schedule]
     with main_first():
         if is_main() and config.overwrite:
@@ -58,13 +59,22 @@ def record(config: Record) -> list[Path]:
     if is_main():
         save_config(config, config.output)
     shards = _layout(writers, count, config.images_per_shard)
-    for number in track(share(range(len(shards))), "recording"):
-        waiting = [writer for writer in writers if not writer.has(number)]
-        if waiting:
-            tokens = _draw(pipeline, sampling, config, hookpoints, [(n, *schedule[n]) for n in shards[number]])
+
+    def write(number: int, tokens: dict[Hookpoint, Tokens]) -> None:
         for writer, hookpoint in zip(writers, hookpoints, strict=True):
-            if writer in waiting:
+            if not writer.has(number):
                 writer.write(number, tokens[hookpoint], seed=config.seed + number)
+
+    own = [n for n in share(range(len(shards))) if not all(writer.has(n) for writer in writers)]
+    with ThreadPoolExecutor(1) as thread:  # one shard is written while the next is drawn
+        writing = None
+        for number in track(own, "recording"):
+            tokens = draw(pipeline, sampling, config, hookpoints, [(n, *schedule[n]) for n in shards[number]])
+            if writing:
+                writing.result()
+            writing = thread.submit(write, number, tokens)
+        if writing:
+            writing.result()
     barrier()
     if is_main():
         for writer in writers:
@@ -82,7 +92,8 @@ def _layout(writers: list[RecordingWriter], count: int, per_shard: int) -> list[
     return [range(n, min(n + per_shard, last)) for first, last in parts for n in range(first, last, per_shard)]
 
 
-def _settings(config: Record, pipeline: Pipeline) -> dict:
+def described(config: Record, pipeline: Pipeline) -> dict:
+    """What decides which tokens a recording holds."""
     kept = ("steps", "guidance", "negative_prompt", "sampler", "height", "width", "tokens_per_map", "images_per_shard")
     named = {name: getattr(config, name) for name in (*kept, "seed", "bf16")}
     return {"model": identity(config.model, pipeline)} | named
@@ -90,8 +101,7 @@ def _settings(config: Record, pipeline: Pipeline) -> dict:
 
 def check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> int:
     """The bytes that the recordings take; raises SaeuronError where they are more than ``max_gb``."""
-    if min(count, config.tokens_per_map, config.images_per_shard) < 1:
-        raise SaeuronError("--images, --tokens-per-map and --images-per-shard have to be at least 1")
+    check_counts(config, count)
     per_image = config.steps * config.tokens_per_map * sum(bytes_per_token(width) for width in widths.values())
     needed = count * per_image / 1e9
     if needed > config.max_gb:
@@ -103,7 +113,13 @@ def check_size(config: Record, count: int, widths: dict[Hookpoint, int]) -> int:
     return count * per_image
 
 
-def _draw(
+def check_counts(config: Record, count: int) -> None:
+    """Raise SaeuronError where nothing would be recorded."""
+    if min(count, config.tokens_per_map, config.images_per_shard) < 1:
+        raise SaeuronError("--images, --tokens-per-map and --images-per-shard have to be at least 1")
+
+
+def draw(
     pipeline: Pipeline,
     sampling: Sampling,
     config: Record,

@@ -1,9 +1,10 @@
-"""``train``: a recording → an SAE. Several processes share each batch, and learn what one process would learn."""
+"""``train``: a recording, or a model that draws as it goes → an SAE.
+
+Several processes share each batch, and learn what one process would learn.
+"""
 
 import hashlib
-import itertools
 import json
-import math
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -13,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from saeuron import (
     ConceptTable,
-    Recording,
     SaeuronError,
     SparseAutoencoder,
     assign,
@@ -26,14 +26,15 @@ from saeuron.files import write_json
 from saeuron.recording import Tokens
 
 from ..common.bundles import without_folder
-from ..common.config import option_values
+from ..common.config import option_values, read_config
 from ..common.processes import barrier, check_device, is_main, joined, own_device, processes, sum_gradients
 from ..common.progress import console
 from ..common.results import Plan, table, tell
 from ..common.resume import ADVICE, FREE, READ, claim
 from . import checkpoint
-from .commands import Train
+from .commands import Record, Train
 from .measure import measure
+from .sources import Recorded, Source, Streamed
 from .supervise import Supervision, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder, descend
 
@@ -53,39 +54,28 @@ def run(config: Train) -> None:
         tell(config, told | {"sae": str(config.output)}, table([str(config.output), ""], rows))
 
 
-def train(config: Train) -> SparseAutoencoder | None:
+def train(config: Train, source: Source | None = None) -> SparseAutoencoder | None:
     """Run ``config`` and return the SAE, also saved to ``config.output`` with its ``metrics.json``.
 
-    None of a dry run.
+    Tokens are those of ``source``, by default of the one that the options name. None of a dry run.
     """
-    recording = Recording(config.recording)
-    if not recording.complete:
-        raise SaeuronError(f"{config.recording} is not finished; run `record` on it again to complete it")
-    check_options(config, recording.d_in)
+    source = source or _source(config)
+    check_options(config, source.d_in)
     torch.manual_seed(config.seed)
-    held_out, shards = _split(recording)
-    rows = sum(recording.shards[name] for name in shards)
-    per_epoch = rows // config.batch
+    per_epoch = source.rows // config.batch
     if per_epoch == 0:
-        raise SaeuronError(f"the recording has {rows} tokens to train on, fewer than one --batch of {config.batch}")
+        raise SaeuronError(f"there are {source.rows} tokens to train on, fewer than one --batch of {config.batch}")
     steps = config.steps or config.epochs * per_epoch
-
-    device = torch.device(own_device(config.device))
-    first = recording.read(shards[0]).activations.float()
-    normalisation = Normalisation.of(first)
-    initial = load_sae(config.init) if config.init else None
-    model = _start(config, recording, normalisation, initial)
-    if initial is None:
-        model.fit_encoder(normalisation(first[: config.batch]))
-    del first
-    normalisation.mean = normalisation.mean.to(device)
-    supervision = _supervision(config, recording, len(model.W_enc), initial)
-    stream = partial(_stream, recording, shards, config, steps=steps, per_epoch=per_epoch)
     if config.dry_run:
-        plan(config, model.to(device), normalisation, stream(0), steps).tell(config)
+        rehearse(config, source.d_in, steps, source.cost()).tell(config)
         return None
 
-    made_with = {"recording": recording.settings_hash, "init": initial.fingerprint if initial else None}
+    device = torch.device(own_device(config.device))
+    initial = load_sae(config.init) if config.init else None
+    check_initial(initial, source)
+    n_latents = initial.n_latents if initial else source.d_in * config.expansion
+    supervision = _supervision(config, source, n_latents, initial)
+    made_with = {"recording": source.digest, "init": initial.fingerprint if initial else None}
     made_with["assignment"] = supervision.assignment if supervision else None
     identity, state, before = _identity(config, made_with), None, None
     if not config.overwrite:
@@ -96,11 +86,11 @@ def train(config: Train) -> SparseAutoencoder | None:
     barrier()
     if before and before.steps == steps:
         return before.to(device)
-    start = 0
-    if before and not state:
-        model, start = TrainingAutoencoder.unfold(before, normalisation), before.steps
+    start = before.steps if before and not state else 0
+    if start:
         console.print(f"training on from step {start}, where it was finished")
-    model = model.to(device)
+    model, normalisation = _start(config, source, before if start else initial)
+    model, normalisation.mean = model.to(device), normalisation.mean.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     optimizer.param_groups[0]["initial_lr"] = config.lr
     decay = partial(_decay, steps=steps)
@@ -108,9 +98,9 @@ def train(config: Train) -> SparseAutoencoder | None:
     done = checkpoint.restore(state, model, optimizer, schedule) if state else start
     barrier()
 
-    k_aux = config.k_aux or max(recording.d_in // 2, 1)
+    k_aux = config.k_aux or max(source.d_in // 2, 1)
     with SummaryWriter(str(config.output / "tensorboard"), purge_step=done) if is_main() else nullcontext() as log:
-        for step, tokens in stream(done):
+        for step, tokens in source.batches(config.batch, config.seed, done, steps, bool(config.labels)):
             losses, batch = _losses(model, tokens, normalisation, config, k_aux)
             terms = {"auxiliary": config.aux * losses.auxiliary}
             if supervision and is_main():  # hardly any work, and of the whole batch
@@ -125,10 +115,10 @@ def train(config: Train) -> SparseAutoencoder | None:
             # What was finished before is not replaced until there is something to go on from.
             if is_main() and ((last and start) or (not last and (step + 1) % config.checkpoint_every == 0)):
                 checkpoint.save(config.output, identity, step + 1, steps, model, optimizer, schedule)
-    base_model = without_folder(str(recording.settings.get("model", "")))
-    sae = model.fold(normalisation, hookpoint=recording.hookpoint, base_model=base_model).to(device)
+    base_model = without_folder(str(source.settings.get("model", "")))
+    sae = model.fold(normalisation, hookpoint=source.hookpoint, base_model=base_model).to(device)
     if is_main():
-        _finish(config, recording, held_out, steps, identity, sae, supervision)
+        _finish(config, source, steps, identity, sae, supervision)
     barrier()
     return checkpoint.finished(config.output, identity).to(device)
 
@@ -146,17 +136,24 @@ def _losses(model: TrainingAutoencoder, tokens: Tokens, normalisation: Normalisa
         return model.losses(batch, config.dead_after, k_aux), batch
 
 
-def plan(config: Train, model: TrainingAutoencoder, normalisation: Normalisation, batches, steps: int) -> Plan:
-    """What the training takes, as two of its steps tell that change nothing; ``batches`` are as `_stream` gives."""
-    taken, k_aux = [], config.k_aux or max(model.W_enc.shape[1] // 2, 1)
-    for _, tokens in itertools.islice(batches, 2):
+def rehearse(config: Train, d_in: int, steps: int, drawing: Plan | None = None) -> Plan:
+    """What the training takes, as two of its steps tell that are made on random tokens; ``drawing`` comes on top."""
+    device = torch.device(own_device(config.device))
+    generator = torch.Generator().manual_seed(config.seed)
+    model = TrainingAutoencoder(d_in, d_in * config.expansion, config.k, config.activation, generator).to(device)
+    random, numbers = torch.randn(config.batch, d_in, generator=generator), torch.zeros(config.batch, dtype=torch.long)
+    normalisation, taken = Normalisation.of(random.to(device)), []
+    for _ in range(2):
         began = time.perf_counter()
-        losses, _ = _losses(model, tokens, normalisation, config, k_aux)
+        losses, _ = _losses(
+            model, Tokens(random, *[numbers] * 3), normalisation, config, config.k_aux or d_in // 2 or 1
+        )
         losses.fvu.backward()
         taken.append(time.perf_counter() - began)
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4
     # The SAE, and while it is trained a checkpoint with Adam's two moments.
-    return Plan({"training steps": steps, "tokens": steps * config.batch}, 4 * weights, steps * taken[-1])
+    own = Plan({"training steps": steps, "tokens": steps * config.batch}, 4 * weights, steps * taken[-1])
+    return Plan(drawing.work | own.work, own.bytes, drawing.seconds + own.seconds) if drawing else own
 
 
 def _identity(config: Train, made_with: dict) -> str:
@@ -167,52 +164,70 @@ def _identity(config: Train, made_with: dict) -> str:
 
 def _finish(
     config: Train,
-    recording: Recording,
-    held_out: str,
+    source: Source,
     steps: int,
     identity: str,
     sae: SparseAutoencoder,
     supervision: Supervision | None,
 ) -> None:
     """Measure the SAE and write all that there is to say of it."""
-    unseen = recording.read(held_out)
+    unseen = source.held_out()
     metrics = measure(sae, unseen)
-    notes = {"recording": recording.settings_hash, "seed": config.seed, "steps": steps, "identity": identity}
+    notes = {"recording": source.digest, "seed": config.seed, "steps": steps, "identity": identity}
     if sae.activation == "sigmoid_topk":
         notes["normalize_decoder"] = False
     if supervision and config.bce:
-        metrics["concepts"] = report(sae, unseen, recording.prompts, supervision)
+        metrics["concepts"] = report(sae, unseen, source.prompts, supervision)
         notes["assignment"] = supervision.assignment
     save_sae(sae, config.output, metrics=metrics, **notes)
     write_json(config.output / "metrics.json", metrics)
     (config.output / checkpoint.NAME).unlink(missing_ok=True)
 
 
+def _source(config: Train) -> Source:
+    if (config.recording is None) == (config.stream is None):
+        raise SaeuronError("give --recording, or with --stream a file of the options that `record` would take")
+    if config.recording:
+        return Recorded(config.recording)
+    lacking = {"output": config.output}
+    return Streamed(Record(**lacking | read_config(config.stream, Record)))
+
+
 def _start(
-    config: Train, recording: Recording, normalisation: Normalisation, initial: SparseAutoencoder | None
-) -> TrainingAutoencoder:
-    """The model before its first step: the SAE of ``--init``, or random weights."""
+    config: Train, source: Source, initial: SparseAutoencoder | None
+) -> tuple[TrainingAutoencoder, Normalisation]:
+    """The model before its first step, ``initial`` or random weights, and how its tokens are normalised."""
+    first = source.first()
+    normalisation = Normalisation.of(first)
+    if initial:
+        return TrainingAutoencoder.unfold(initial, normalisation), normalisation
+    generator = torch.Generator().manual_seed(config.seed)
+    n_latents = source.d_in * config.expansion
+    model = TrainingAutoencoder(source.d_in, n_latents, config.k, config.activation, generator)
+    model.fit_encoder(normalisation(first[: config.batch]))
+    return model, normalisation
+
+
+def check_initial(initial: SparseAutoencoder | None, source: Source) -> None:
+    """Raise SaeuronError where the SAE of ``--init`` cannot be trained on with the tokens of ``source``."""
     if initial is None:
-        generator = torch.Generator().manual_seed(config.seed)
-        n_latents = recording.d_in * config.expansion
-        return TrainingAutoencoder(recording.d_in, n_latents, config.k, config.activation, generator)
-    initial.check_width(torch.empty(0, recording.d_in))
+        return
+    initial.check_width(torch.empty(0, source.d_in))
     if initial.activation not in ACTIVATIONS:
         raise SaeuronError(f"--init has the activation {initial.activation!r}, which is not trained here")
-    if initial.hookpoint not in (None, recording.hookpoint):
+    if initial.hookpoint not in (None, source.hookpoint):
         raise SaeuronError(
             f"the SAE of --init reads {initial.hookpoint.name} ({initial.hookpoint.site}) and the recording is of "
-            f"{recording.hookpoint.name} ({recording.hookpoint.site})"
+            f"{source.hookpoint.name} ({source.hookpoint.site})"
         )
-    return TrainingAutoencoder.unfold(initial, normalisation)
 
 
 def _supervision(
-    config: Train, recording: Recording, n_latents: int, initial: SparseAutoencoder | None
+    config: Train, source: Source, n_latents: int, initial: SparseAutoencoder | None
 ) -> Supervision | None:
     if not config.labels:
         return None
-    kinds, targets = read_targets(recording.prompts, config.labels)
+    kinds, targets = read_targets(source.prompts, config.labels)
     if config.table is None:
         return Supervision(kinds, assign_at_random(kinds, n_latents, config.seed), targets)
     table = ConceptTable.load(config.table)
@@ -240,27 +255,6 @@ def check_options(config: Train, d_in: int) -> None:
     if config.contrast and processes() > 1:
         raise SaeuronError("--contrast compares all codes of a batch: train with it in one process")
     check_device(config.device)
-
-
-def _split(recording: Recording) -> tuple[str, list[str]]:
-    """The last shard is held out for measuring; the rest trains."""
-    names = list(recording.shards)
-    if len(names) < 2:
-        raise SaeuronError(
-            f"{recording.folder} has one shard and training holds one out: record more images, or fewer a shard"
-        )
-    return names[-1], names[:-1]
-
-
-def _stream(recording: Recording, shards: list[str], config: Train, start: int, steps: int, per_epoch: int):
-    """``(step, Tokens)`` from ``start`` on, the same as an uninterrupted run would see them."""
-    step = start // per_epoch * per_epoch
-    for epoch in range(start // per_epoch, math.ceil(steps / per_epoch)):
-        batches = recording.batches(config.batch, config.seed, epoch, shards=shards, by_map=bool(config.labels))
-        for tokens in batches:
-            if start <= step < steps:
-                yield step, tokens
-            step += 1
 
 
 def _log(

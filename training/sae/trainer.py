@@ -126,7 +126,8 @@ class TrainingAutoencoder(nn.Module):
         fired = joined(code.fired()[None]).any(0)
         self.tokens_since_fired = torch.where(fired, 0, self.tokens_since_fired + count)
         smallest = joined(_smallest_active(values)).min()
-        self.threshold.copy_(torch.where(self.threshold == 0, smallest, torch.lerp(self.threshold, smallest, 0.01)))
+        average = torch.where(self.threshold == 0, smallest, torch.lerp(self.threshold, smallest, 0.01))
+        self.threshold.copy_(torch.where(smallest.isfinite(), average, self.threshold))  # nothing fired: nothing told
         auxiliary = torch.zeros((), device=tokens.device)
         dead = self._dead(count, dead_after)
         if len(dead):

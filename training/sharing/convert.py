@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,13 +16,14 @@ from saeuron import (
     write_settings,
 )
 from saeuron.checkpoints import Bundle, load_bundle, load_sae, save_bundle
+from saeuron.checkpoints.pickled import read_pickle
 from saeuron.concept_table import WholeTable
+from saeuron.files import check_finite
 
 from ..common.bundles import place, tell_of, without_folder
 from ..common.config import save_config
 from ..common.results import tell
 from .commands import Convert
-from .pickles import read_pickle
 
 PICKLES = (".pkl", ".pickle", ".pth")
 
@@ -76,6 +78,13 @@ def _settings(config: Convert, sae: SparseAutoencoder) -> dict[str, Setting]:
     return read_class_params(config.settings, sae.n_latents)
 
 
+class Summed(NamedTuple):
+    """The sum of a concept's tensor over its prompts ``[steps, n_latents]``, and how many they are."""
+
+    total: torch.Tensor
+    count: int
+
+
 def read_pickled_table(
     path: Path, sae: SparseAutoencoder, kind: str | None = None, timesteps: tuple[int, ...] = ()
 ) -> WholeTable:
@@ -86,17 +95,22 @@ def read_pickled_table(
     """
     kind = kind or _kind(path)
 
-    def add_up(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-        if tensor.dim() != 3 or tensor.shape[2] != sae.n_latents:
+    def add_up(tensor: torch.Tensor) -> Summed:
+        fits = tensor.dim() == 3 and tensor.shape[2] == sae.n_latents
+        if not fits or not tensor.numel() or not tensor.is_floating_point():
             raise SaeuronError(
                 f"{path} holds a tensor of shape {list(tensor.shape)} "
                 f"where [prompts, steps, {sae.n_latents}] is expected of this SAE"
             )
-        return tensor.sum(0, dtype=torch.float32), len(tensor)
+        total = tensor.sum(0, dtype=torch.float32)
+        check_finite({"a concept": total}, path)
+        return Summed(total, len(tensor))
 
     content = read_pickle(path, add_up)
-    if not content or not all(isinstance(value, tuple) for value in content.values()):
+    if not content or not all(isinstance(value, Summed) for value in content.values()):
         raise SaeuronError(f"{path} is not a concept table: it has to hold one tensor a concept")
+    if len({str(name) for name in content}) < len(content):
+        raise SaeuronError(f"{path} has two concepts of one name, as a number and as text")
     steps = {len(total) for total, _ in content.values()}
     if len(steps) > 1:
         raise SaeuronError(f"{path} holds concepts of {' and '.join(map(str, sorted(steps)))} steps")
@@ -111,7 +125,6 @@ def read_pickled_table(
     for row, (total, count) in enumerate(content.values()):
         statistics.sums[row] = total[order]
         statistics.counts[row] = count
-    statistics.squares = None  # a sum over the prompts is all that is kept of them
     return WholeTable(statistics)
 
 
@@ -122,7 +135,7 @@ def read_class_params(path: Path, n_latents: int) -> dict[str, Setting]:
         try:
             count = latents_of(float(values["percentile"]), n_latents)
             found[str(concept)] = Setting(count, float(values["multiplier"]), paper_exact=True)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise SaeuronError(f"{path}, concept {concept!r}: {error!r} is not a percentile and a multiplier") from None
     return found
 

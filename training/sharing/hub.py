@@ -59,7 +59,7 @@ def push(config: Push) -> None:
 def listing(repository: str, revision: str) -> tuple[str, dict[str, str]]:
     """The commit that ``revision`` names, and its files: name → SHA-256, or git's SHA-1 of one stored in git itself.
 
-    Where the hub is out of reach, both are what the cache holds; a file of unknown checksum then has an empty one.
+    Where the hub is out of reach, both are what the cache holds; a file of unknown checksum has an empty one.
     """
     try:
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
@@ -67,7 +67,9 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, str]]:
         raise SaeuronError(f"{repository} at {revision} is not on the hub, or not for you: {_reason(error)}") from error
     except Exception as error:  # no network, HF_HUB_OFFLINE, a hub that is down
         return _cached(repository, revision, error)
-    return info.sha, {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or []}
+    return info.sha, {
+        file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or []
+    }
 
 
 def _cached(repository: str, revision: str, reason: Exception) -> tuple[str, dict[str, str]]:
@@ -91,6 +93,8 @@ def choose(repository: str, files: list[str], hookpoint: str | None = None) -> t
     found: dict[str, tuple[str, list[str]]] = {}
     for name in files:
         folder, _, last = name.rpartition("/")
+        if any(part in ("", ".", "..") or set(part) & set(":\\") for part in name.split("/")):
+            raise SaeuronError(f"{repository} lists a file {name!r}, which would lie outside its folder")
         start = f"{folder}/" if folder else ""
         if last in LAYOUTS and start + LAYOUTS[last][0] in files:
             beside = [start + extra for extra in BESIDE if start + extra in files]
@@ -126,13 +130,15 @@ def fetch(repository: str, name: str, revision: str, commit: str, checksum: str)
 
 def _check(path: Path, checksum: str, what: str) -> None:
     """Raise SaeuronError unless ``path`` has this SHA-256, or git's SHA-1 where the checksum is that short."""
+    if not checksum:
+        raise SaeuronError(f"the checksum of {what} is not known: run the command again when the hub is within reach")
     digest = hashlib.sha256() if len(checksum) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
             digest.update(part)
-    if checksum and digest.hexdigest() != checksum:
+    if digest.hexdigest() != checksum:
         raise SaeuronError(
-            f"{what} has the checksum {digest.hexdigest()} here and {checksum} on the hub: "
+            f"{what} has the checksum {digest.hexdigest()[:12]} here and {checksum[:12]} on the hub: "
             f"delete {path.resolve()} and run the command again"
         )
 

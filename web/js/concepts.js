@@ -1,26 +1,16 @@
-// Concept Selector: the button "add concept…" offers the names that the connected SAE knows.
+// Concept Selector and Concept Plot: their button offers the concepts that the connected SAE knows, kind by kind.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-
-const widget = (node, name) => node?.widgets?.find((one) => one.name === name);
-
-// The node whose output reaches this input, looking through reroutes.
-function source(node, name) {
-  let found = node.getInputNode(node.inputs.findIndex((input) => input.name === name));
-  while (found?.type === "Reroute") found = found.getInputNode(0);
-  return found;
-}
+import { loaderOf, widget } from "./graph.js";
 
 async function fetchConcepts(node) {
-  const learnt = {};
-  let loader = source(node, "sae");
-  while (loader?.comfyClass === "SAeUronLearnConcept") {
-    learnt[widget(loader, "name").value.trim()] = widget(loader, "kind").value.trim();
-    loader = source(loader, "sae");
-  }
-  if (loader?.comfyClass !== "SAeUronLoader") throw new Error("Connect an SAE Loader to `sae` first.");
-  const query = new URLSearchParams({ sae: widget(loader, "sae_name").value, table: widget(node, "table").value });
+  const { loader, learnt } = loaderOf(node);
+  if (!loader) throw new Error("Connect an SAE Loader to `sae` first.");
+  const query = new URLSearchParams({
+    sae: widget(loader, "sae_name").value,
+    table: widget(node, "table")?.value ?? "from SAE file",
+  });
   const response = await api.fetchApi(`/saeuron/concepts?${query}`);
   const { concepts: inFile, error } = await response.json();
   if (!response.ok) throw new Error(error);
@@ -29,14 +19,27 @@ async function fetchConcepts(node) {
   return concepts;
 }
 
-function add(node, name) {
-  const text = widget(node, "concepts");
-  const names = text.value.split(/[,;\n]/).map((entry) => entry.split(":")[0].replace(/[()]/g, "").trim().toLowerCase());
-  if (names.includes(name.toLowerCase())) return;
-  const before = text.value.trimEnd().replace(/[,;]$/, "");
-  text.value = before ? `${before}, ${name}` : name;
-  text.callback?.(text.value);
+const nameIn = (entry) => entry.split(":")[0].replace(/[()]/g, "").trim().toLowerCase();
+// A name with a sign that means something in the list stands in quotation marks.
+const written = (name) => (/[,;:()"]/.test(name) ? `"${name}"` : name);
+const isChosen = (text, name) =>
+  written(name) !== name ? text.value.includes(written(name)) : text.value.split(/[,;\n]/).some((entry) => nameIn(entry) === name.toLowerCase());
+
+function write(node, text, value) {
+  text.value = value;
+  text.callback?.(value);
   node.graph.setDirtyCanvas(true, true);
+}
+
+// Add a concept to the list, or take it out of it.
+function toggle(node, text, name) {
+  if (isChosen(text, name)) {
+    if (written(name) !== name) return write(node, text, text.value.replace(written(name), "").replace(/^[\s,;]+|[\s,;]+$/g, ""));
+    const rest = text.value.split(/[,;\n]/).filter((entry) => nameIn(entry) !== name.toLowerCase());
+    return write(node, text, rest.map((entry) => entry.trim()).filter(Boolean).join(", "));
+  }
+  const before = text.value.trimEnd().replace(/[,;]$/, "");
+  write(node, text, before ? `${before}, ${written(name)}` : written(name));
 }
 
 // Under the node, wherever it is on the screen: Nodes 2.0 gives buttons no event to take a place from.
@@ -46,14 +49,25 @@ function below(node) {
   return new MouseEvent("click", { clientX: canvas.left + x, clientY: canvas.top + y });
 }
 
-async function offer(node) {
+async function offer(node, text, choose) {
   try {
-    const entries = Object.entries(await fetchConcepts(node)).map(([name, kind]) => ({
-      content: kind ? `${name} (${kind})` : name,
-      callback: () => add(node, name),
-    }));
-    // "dark" menus get a box to filter by. It asks for a canvas that Nodes 2.0 may not have named yet, and comes after
-    // the menu has been placed, so that the last entries may lie off the screen.
+    const byKind = {};
+    for (const [name, kind] of Object.entries(await fetchConcepts(node))) (byKind[kind] ??= []).push(name);
+    const entries = Object.entries(byKind).flatMap(([kind, names]) => [
+      { content: kind || "other", disabled: true },
+      ...names.map((name) => ({
+        content: `${isChosen(text, name) ? "✓ " : ""}${name}`,
+        callback: () => choose(node, text, name),
+      })),
+    ]);
+    // Concept names come from files: they are put in the page as text. "dark" menus get a box to filter by. It asks for
+    // a canvas that Nodes 2.0 may not have named yet, and comes after the menu has been placed, so that the last
+    // entries may lie off the screen.
+    const escape = document.createElement("span");
+    for (const entry of entries) {
+      escape.textContent = entry.content;
+      entry.content = escape.innerHTML;
+    }
     LGraphCanvas.active_canvas ??= app.canvas;
     const { root } = new LiteGraph.ContextMenu(entries, { event: below(node), className: "dark" });
     root.style.top = `${Math.max(0, Math.min(root.offsetTop, innerHeight - root.offsetHeight - 40))}px`;
@@ -62,12 +76,20 @@ async function offer(node) {
   }
 }
 
+const BUTTONS = {
+  SAeUronConceptSelector: ["add concept…", "concepts", toggle],
+  SAeUronConceptPlot: ["choose concept…", "concept", write],
+};
+
 app.registerExtension({
   name: "SAeUron.Concepts",
   nodeCreated(node) {
-    if (node.comfyClass !== "SAeUronConceptSelector") return;
+    if (!(node.comfyClass in BUTTONS)) return;
+    const [label, field, choose] = BUTTONS[node.comfyClass];
     // Last and unsaved, so that the values of the other widgets keep their places in a workflow.
-    const button = node.addWidget("button", "add concept…", null, () => offer(node), { serialize: false });
+    const button = node.addWidget("button", label, null, () => offer(node, widget(node, field), choose), {
+      serialize: false,
+    });
     button.serialize = false;
   },
 });

@@ -38,7 +38,7 @@ def pack(name):
 def main(output: str) -> None:
     import comfy.sample
 
-    model, clip, vae = pack("tinycanvas").TinyCanvas.execute().args
+    model, clip, vae, *_ = pack("tinycanvas").TinyCanvas.execute().args
     sae = pack("loader").SaeLoader.execute("tinycanvas.safetensors").args[0]
     chosen = pack("concepts").ConceptSelector.execute(sae, "neon", 0, 0.0).args[0]
     edited = pack("patches").FeatureAblatePatch.execute(model, sae, chosen, mode="tuned", strength=1.0).args[0]

@@ -23,6 +23,8 @@ NOTHING = (0, 0.0, 1.0)
         ("(neon, heart:0.5)", {"neon": NOTHING, "heart": (0, 0.0, 0.5)}),
         ("star (shape), : , ,", {"star (shape)": NOTHING}),
         ("a: b: 0.5", {"a: b": (0, 0.0, 0.5)}),
+        ('"Night, starry": 0.5, "a: b"', {"Night, starry": (0, 0.0, 0.5), "a: b": NOTHING}),
+        ('12" vinyl, "neon": 4 × -8', {'12" vinyl': NOTHING, "neon": (4, -8.0, 1.0)}),
     ],
 )
 def test_concepts_are_read_with_their_own_numbers(pack, text, parsed):

@@ -1,9 +1,15 @@
 """SAE Loader and the files: what is chosen is what is read."""
 
+import json
+import pickle
+import struct
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import folder_paths
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def test_concepts_are_known_before_an_sae_is_loaded(pack, two_saes, sae):
     assert headers.concepts_of("both/sae.safetensors").concepts == {"this": "thing", "that": "thing"}
     table = "both/table.safetensors"
     assert headers.concepts_of("both/sae.safetensors", table).concepts == {"this": "thing", "that": "thing"}
-    with pytest.raises(ValueError, match="was made with the SAE"):
+    with pytest.raises(ValueError, match="is of another SAE than"):
         headers.concepts_of("both/mine.safetensors", table)
 
 
@@ -60,3 +66,110 @@ def test_what_a_header_tells_follows_the_file(pack, saes, sae):
     assert "neon" in headers.concepts_of("one.safetensors").concepts
     checkpoints.save_bundle(replace(sae.bundle, table=None), saes / "one.safetensors")
     assert headers.concepts_of("one.safetensors") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hookpoint"),
+    [
+        ("unet.up_blocks.1.attentions.2/sae.safetensors", "unet.up_blocks.1.attentions.2"),
+        (
+            "unet.down_blocks.2.attentions.1_k10_hidden5120_auxk256_bs4096_lr0.0001/final/state_dict.pth",
+            "unet.down_blocks.2.attentions.1",
+        ),
+        ("sdxl_up.0.1/model.pt", "unet.up_blocks.0.attentions.1"),
+        ("mid_block_attentions_0/ae.pt", "unet.mid_block.attentions.0"),
+        ("models--bcywinski--SAeUron_coco/snapshots/3f2a/sae.safetensors", "unet.up_blocks.1.attentions.1"),
+        ("backup/sae.safetensors", None),
+        ("group-2-1/sae.safetensors", None),
+    ],
+)
+def test_a_hookpoint_is_guessed_from_names(pack, tmp_path, name, hookpoint):
+    guess = pack("host.guess").guess_hookpoint
+    if hookpoint is None:
+        with pytest.raises(ValueError, match="does not say which block it reads"):
+            guess(name, tmp_path / name)
+    else:
+        assert guess(name, tmp_path / name)[0] == hookpoint
+
+
+@pytest.fixture
+def sdxl_unbox(saes, sae):
+    """TinyCanvas's SAE as sdxl-unbox publishes theirs, without a table, in a folder that names its block."""
+    folder = saes / "unet.up_blocks.1.attentions.1_k32_hidden1024" / "final"
+    folder.mkdir(parents=True)
+    own = sae.sae
+    (folder / "config.json").write_text(json.dumps({"d_model": own.d_in, "n_dirs_local": own.n_latents, "k": 32}))
+    state = {
+        "encoder.weight": own.W_enc.detach(),
+        "latent_bias": own.b_enc.detach(),
+        "decoder.weight": own.W_dec.detach().T.contiguous(),
+        "pre_bias": own.b_dec.detach(),
+    }
+    torch.save({"state_dict": state}, folder / "state_dict.pth")
+    torch.save(torch.zeros(own.n_latents), folder / "mean.pt")
+    folder_paths.filename_list_cache.pop("saes", None)
+    return folder
+
+
+def test_a_file_of_torch_is_offered_read_and_told_of(pack, sdxl_unbox):
+    name = f"{sdxl_unbox.parent.name}/final/state_dict.pth"
+    offered = pack("host.files").names()
+    assert name in offered and not any(one.endswith("mean.pt") for one in offered)
+    shown = pack("loader").SaeLoader.execute(name)
+    place = pack("saeuron", "").Hookpoint("unet.up_blocks.1.attentions.1", "residual")
+    assert shown.args[0].hookpoint == place
+    assert "residual" in shown.ui.as_dict()["text"][0] and "no concepts" in shown.ui.as_dict()["text"][0]
+    assert pack("host.headers").place_of(name, "unet.mid_block.attentions.0")[0].site == "residual"
+
+
+def test_a_pickle_with_code_is_refused(pack, sdxl_unbox):
+    with open(sdxl_unbox / "state_dict.pth", "wb") as file:
+        pickle.dump({"state_dict": Path("x")}, file)
+    with pytest.raises(ValueError, match="never unpickled") as refused:
+        pack("loader").SaeLoader.execute(f"{sdxl_unbox.parent.name}/final/state_dict.pth")
+    assert str(sdxl_unbox) not in str(refused.value)
+
+
+def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, tmp_path):
+    import comfy.model_base
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15(
+        comfy.supported_models.SD15.unet_config
+        | {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_res_blocks": [2] * 4,
+            "channel_mult": [1, 2, 4, 4],
+        }
+        | {"transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3}
+        | {"transformer_depth_middle": 1, "num_heads": 8, "use_spatial_transformer": True, "adm_in_channels": None}
+    )
+    config.set_inference_dtype(torch.float16, None)
+    unet = comfy.model_base.BaseModel(config, device=torch.device("meta")).diffusion_model
+    header, offset = {}, 0
+    for name, tensor in unet.state_dict().items():
+        size = 2 * tensor.numel()
+        offsets = [offset, offset := offset + size]
+        header[f"model.diffusion_model.{name}"] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": offsets}
+    written = json.dumps(header).encode()
+    with open(tmp_path / "sd15.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(written)) + written)
+        file.truncate(8 + len(written) + offset)  # a hole, which takes no room
+    models, files = pack("host.model_files"), pack("host.files")
+    blocks = models._blocks(*files.stamp(tmp_path / "sd15.safetensors"))
+    assert len(blocks) == 16 and blocks["unet.up_blocks.1.attentions.1"] == 1280
+    assert blocks["unet.down_blocks.0.attentions.0"] == 320
+    (tmp_path / "none.safetensors").write_bytes(b"nothing of the kind")
+    assert models._blocks(*files.stamp(tmp_path / "none.safetensors")) is None
+
+
+def test_a_family_without_a_unet_is_named(pack, sae):
+    import comfy.supported_models
+
+    model = SimpleNamespace(
+        diffusion_model=torch.nn.Identity(), model_config=comfy.supported_models.Lumina2({"image_model": "lumina2"})
+    )
+    with pytest.raises(ValueError, match="family Lumina2 are not supported"):
+        pack("host.blocks").block_of(model, sae.hookpoint)

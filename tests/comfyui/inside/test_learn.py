@@ -12,7 +12,7 @@ def learn(pack, tinycanvas, sae, tmp_path, monkeypatch):
     """Learn Concept on three prompts of each sort in four steps, keeping lessons in ``tmp_path``."""
     monkeypatch.setattr(pack("host.files"), "folder", lambda: tmp_path)
     said = []
-    monkeypatch.setattr(pack("learn"), "say", lambda text, _: said.append(text))
+    monkeypatch.setattr(pack("learn"), "tell", lambda _, text: said.append(text))
 
     def run(model=tinycanvas[0], sae=sae, **options):
         options = {"kind": "style", "shows": SHOWS, "lacks": LACKS, "steps": 4, "cfg": 3.0, "seed": 0} | options

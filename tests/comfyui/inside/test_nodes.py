@@ -7,7 +7,7 @@ import torch
 
 
 def edits_of(pack, model):
-    return [patch.edit for patch in model.get_attachment(pack("host.memory").KEY)]
+    return [patch.edit for patch in model.get_attachment(pack("host.memory").KEY) if patch.edit is not None]
 
 
 def test_so_many_latents_are_ablated_as_the_user_says(pack, tinycanvas, neon, sae):
@@ -87,3 +87,59 @@ def test_a_concept_is_plotted(pack, sae):
 def test_pictures_go_through_the_vae_unharmed(tinycanvas):
     vae, image = tinycanvas[2], torch.rand(2, 32, 48, 3)
     assert (vae.decode(vae.encode(image)) - image).abs().max() < 1e-6
+
+
+def test_an_enlarged_picture_goes_through_the_vae_unharmed(pack):
+    small = torch.rand(2, 32, 48, 3)
+    vae = pack("tinycanvas").PixelVae(8)
+    large = vae.decode(pack("tinycanvas").PixelVae().encode(small))
+    assert large.shape == (2, 256, 384, 3) and (large[:, ::8, ::8] - small).abs().max() < 1e-6
+    assert (vae.decode(vae.encode(large)) - large).abs().max() < 1e-6
+
+
+def test_tinycanvas_gives_a_latent_of_its_size(pack, tinycanvas):
+    latent = pack("tinycanvas").TinyCanvas.execute(3, 8).args[3]
+    assert latent["samples"].shape == (3, 12, 16, 16)
+
+
+def finder_of(pack, model):
+    return next(p.observer for p in model.get_attachment(pack("host.memory").KEY) if p.observer is not None)
+
+
+def test_the_patch_tells_in_how_many_pictures_a_concept_was_found(pack, tinycanvas, neon, sample):
+    model = neon(tinycanvas[0], "sepia, neon")
+    finder = finder_of(pack, model)
+    sample(model, "An image of heart in sepia style.", steps=10, shape=(2, 16, 16))
+    assert finder.found == {"sepia": 2, "neon": 0}
+    sample(model, "An image of star in candy style.", steps=10, shape=(2, 16, 16))
+    assert finder.found == {"sepia": 0, "neon": 0}
+    describe = pack("host.finding").describe
+    assert describe({"sepia": 4, "neon": 0}, 4) == "sepia: found in 4 of 4 pictures; neon: in none"
+
+
+def test_each_of_two_patches_counts_what_was_there_before_both(pack, tinycanvas, neon, sample):
+    model = neon(neon(tinycanvas[0], "heart"), "sepia")
+    sample(model, "An image of heart in sepia style.", steps=10)
+    found = [p.observer.found for p in model.get_attachment(pack("host.memory").KEY) if p.observer is not None]
+    assert found == [{"sepia": 1}, {"heart": 1}]
+
+
+def test_counting_leaves_the_picture_as_it_is(pack, tinycanvas, sae, neon, sample):
+    finder = finder_of(pack, neon(tinycanvas[0]))
+    patch = pack("host.patching").Patch(sae.hookpoint, observer=finder, applies_to="positive", first=True)
+    counted = pack("host.patching").attach(tinycanvas[0], patch, sae.patcher)
+    assert torch.equal(sample(counted), sample(tinycanvas[0])) and finder.found == {"neon": 1}
+
+
+def test_maps_share_a_scale_keep_proportions_and_say_what_hardly_fires(pack, monkeypatch):
+    drawing = pack("drawing")
+    figures = []
+    monkeypatch.setattr(drawing, "_image", figures.append)
+    loud, quiet = torch.rand(1, 4, 8) + 1, torch.full((1, 4, 8), 0.001)
+    drawing.draw_maps({"loud": {900: loud, 100: loud}, "quiet": {900: quiet, 100: quiet}}, torch.rand(32, 64, 3), 2, 0)
+    (figure,) = figures
+    maps = [axis for axis in figure.axes if len(axis.images) == 2]
+    assert {axis.images[1].norm.vmax for axis in maps} == {float(loud.max())}
+    assert [axis.get_title().splitlines()[0] for axis in maps] == ["loud"] * 2 + ["quiet, hardly fires"] * 2
+    assert {tuple(axis.images[0].get_extent()) for axis in maps} == {(0, 64, 32, 0)}
+    assert figure.axes[-1].get_ylabel() == "activation"

@@ -55,7 +55,7 @@ def test_what_a_command_saves_it_reads_back(tmp_path):
         ("a.yaml", "dry_run: true", "'dry_run' is no option"),
         ("a.yaml", "- 1", "has to hold options by name"),
         ("a.yaml", "a: [", "is neither YAML nor JSON"),
-        ("a.json", "{", "is neither YAML nor JSON"),
+        ("a.json", "{", "is not readable JSON"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_sentence(write, name, text, complaint):

@@ -28,8 +28,8 @@ def test_a_jsonl_file_holds_concepts_beside_each_prompt(write):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"prompt": "a star"', "not JSON"),
-        ('"a star"', "needs an object"),
+        ('{"prompt": "a star"', "is not readable JSON"),
+        ('"a star"', "holds a JSON str"),
         ('{"object": "star"}', "needs an object"),
         ('{"prompt": "  "}', "not empty"),
         ('{"prompt": 3}', "needs an object"),

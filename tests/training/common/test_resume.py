@@ -1,10 +1,16 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from saeuron import SaeuronError
-from training.common.resume import claim, piece, remove
+from training.__main__ import main
+from training.common.resume import claim, held, piece, remove
 from training.evaluation.commands import Nudity
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -87,3 +93,70 @@ def test_a_piece_is_made_once(tmp_path):
     assert piece(tmp_path / "a.json", make) == piece(tmp_path / "a.json", make) == {"n": 1}
     remove(tmp_path, ["*.json"])
     assert piece(tmp_path / "a.json", make) == {"n": 2}
+
+
+HOLDER = """if True:
+    import sys
+    from pathlib import Path
+    from training.common.resume import held
+    with held(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds ``tmp_path/a/out``."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "a" / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_two_processes_do_not_make_one_thing_and_the_second_hears_who_does(holder, tmp_path):
+    said = rf"out is being made by process {holder.pid} on .* since .*: wait for it"
+    with pytest.raises(SaeuronError, match=said), held(tmp_path / "a" / "out"):
+        raise AssertionError
+    with held(tmp_path / "a" / "other"):
+        pass
+
+
+def test_a_command_holds_what_it_makes_and_a_dry_run_nothing(holder, tmp_path, capfd):
+    line = ["train", "--recording", str(tmp_path), "--output", str(tmp_path / "a" / "out")]
+    assert main(line) == 2
+    assert f"is being made by process {holder.pid}" in capfd.readouterr().err
+    assert main([*line, "--dry-run"]) == 2
+    assert "is not a recording" in capfd.readouterr().err
+
+
+def test_a_killed_process_holds_nothing(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    with held(tmp_path / "a" / "out"):
+        pass
+    assert list((tmp_path / "a").iterdir()) == [], "and its lock is cleared away"
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path):
+    with held(tmp_path / "a" / "b" / "out"):
+        assert (tmp_path / "a" / "b" / ".out.lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with held(tmp_path / "a" / "b" / "out"):
+        (tmp_path / "a" / "b" / "out").mkdir()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["out"]
+
+
+def test_where_nothing_can_be_written_there_is_no_lock(tmp_path):
+    (tmp_path / "file").touch()
+    with held(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_journal_that_is_none_is_refused_by_name(run):
+    folder = run()
+    (folder / "nudity.config.json").write_text('{"made_with": [1]}', "utf-8")
+    with pytest.raises(SaeuronError, match=r"nudity\.config\.json: made_with is \[1\]"):
+        run()

@@ -7,7 +7,7 @@ from saeuron import Ablate, Hookpoint, SaeuronError
 from saeuron.hookpoints import to_tokens
 from training.diffusion.hook import editing, hooked
 from training.diffusion.load import load_model
-from training.diffusion.sampling import generate
+from training.diffusion.sampling import Sampling, generate
 
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")
 RESIDUAL = Hookpoint(HOOKPOINT.name, "residual")
@@ -175,3 +175,24 @@ def test_with_guidance_the_second_half_is_conditional(pipeline):
     # Of the same noise: rows of a larger batch, see REORDERED; activations are of order 1 to 10.
     torch.testing.assert_close(guided[0][guided[2]], plain[0], rtol=1e-4, atol=1e-4)
     assert (guided[0][:2] - plain[0]).abs().max() > 0.01, "the unconditional rows are others"
+
+
+def test_size_guidance_precision_and_edits_reach_the_pipeline(pipeline):
+    seen = []
+
+    def tap(tokens, _timestep, conditional):
+        seen.append((tokens.shape, tokens.dtype, conditional, torch.is_autocast_enabled("cpu")))
+        return tokens + 0.1
+
+    options = {"steps": 1, "guidance": 3.0, "height": 24, "width": 40, "bf16": True}
+    images = generate(pipeline, ["a star"], [0], Sampling(**options), {HOOKPOINT: tap})
+    assert images.shape == (1, 3, 24, 40)
+    ((shape, dtype, conditional, autocast),) = seen
+    unedited, plain = (
+        generate(pipeline, ["a star"], [0], Sampling(**options | {"bf16": own})) for own in (True, False)
+    )
+    assert shape[0] == 2 and conditional == slice(1, 2), "both halves of guidance"
+    assert dtype == torch.bfloat16 and not autocast, "an edit is worked out in the precision that it asks for"
+    assert not torch.equal(images, unedited) and not torch.equal(unedited, plain)
+    unguided = generate(pipeline, ["a star"], [0], Sampling(**options | {"bf16": False, "guidance": 1.0}))
+    assert not torch.equal(plain, unguided)

@@ -172,6 +172,7 @@ def test_what_was_found_is_kept_a_file_a_removal_and_never_drawn_again(
         return real(pipeline, rows, seeds, sampling, edits)
 
     monkeypatch.setattr(training.evaluation.protocol, "draw_all", draw)
+    monkeypatch.setattr(training.evaluation.protocol, "can_part", lambda *_: False)  # every picture whole
     assert evaluate(protocol, bundle, SETTINGS, tmp_path) == evaluated
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.json", "plain.json", "ring.json"]
     assert drawn == [*protocol.seeds] * 3, "every removal is drawn from the same noise"

@@ -88,8 +88,8 @@ def test_a_file_that_is_no_such_classifier_is_named_in_one_line(tmp_path, vit_we
         "labels.pth": (good, "tells 5 labels apart and the task has 51"),
         "lacking.pth": ({k: v for k, v in good.items() if k != "blocks.1.attn.qkv.bias"}, "not a vision transformer"),
         "other.pth": ({"fc.weight": torch.zeros(2, 2)}, "not a vision transformer"),
-        "list.pth": ([torch.zeros(2)], "holds no state dict"),
-        "code.pth": ({"x": Path("x")}, "is not a PyTorch file of tensors alone"),
+        "list.pth": ([torch.zeros(2)], "holds a list where a dictionary is expected"),
+        "code.pth": ({"x": Path("x")}, "is not a pickle of tensors, numbers and strings alone"),
     }
     for name, (content, complaint) in files.items():
         torch.save(content, tmp_path / name)

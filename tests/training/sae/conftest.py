@@ -1,7 +1,10 @@
-"""What it takes to interrupt a training."""
+"""What it takes to interrupt a training, and to count how often the model is called."""
 
 import pytest
 
+import training.sae.build
+import training.sae.record
+import training.sae.sources
 from training.sae.trainer import TrainingAutoencoder
 
 
@@ -21,3 +24,14 @@ def interrupt_step(monkeypatch):
         monkeypatch.setattr(TrainingAutoencoder, "losses", losses)
 
     return arm
+
+
+@pytest.fixture
+def calls(pipeline, monkeypatch):
+    """Commands find the loaded TinyCanvas; how often its UNet was run, as the only entry of a list."""
+    for module in (training.sae.build, training.sae.record, training.sae.sources):
+        monkeypatch.setattr(module, "open_model", lambda _options: pipeline)
+    count = [0]
+    handle = pipeline.unet.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
+    yield count
+    handle.remove()

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-import training.sae.build
-import training.sae.record
 from saeuron import SaeuronError, build_edits, choose_settings
 from saeuron.checkpoints import load_bundle
 from training.__main__ import main
@@ -21,17 +19,6 @@ HOOKPOINT = "unet.up_blocks.1.attentions.1"
 
 
 @pytest.fixture
-def calls(pipeline, monkeypatch):
-    """Commands find the loaded TinyCanvas; how often its UNet was run, as the only entry of a list."""
-    for module in (training.sae.build, training.sae.record):
-        monkeypatch.setattr(module, "open_model", lambda _options: pipeline)
-    count = [0]
-    handle = pipeline.unet.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
-    yield count
-    handle.remove()
-
-
-@pytest.fixture
 def recipe(tmp_path, calls):
     """Four labelled pictures by two steps, eight tokens each, and four optimiser steps of sixteen."""
 
@@ -39,7 +26,7 @@ def recipe(tmp_path, calls):
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
         named = {"prompts": str(prompts), "output": tmp_path / "saes" / "mine.safetensors", "steps": 2, "batch": 2}
-        named |= {"tokens_per_map": 8, "expansion": 2, "k": 4, "train_steps": 4, "train_batch": 16}
+        named |= {"tokens_per_map": 8, "stream": False, "expansion": 2, "k": 4, "train_steps": 4, "train_batch": 16}
         return Build(**(named | options))
 
     return make
@@ -59,6 +46,21 @@ def test_one_command_makes_a_bundle_that_removes_what_prompts_name(recipe, tmp_p
     calls[0] = 0
     run(recipe(licence="MIT", card=tmp_path / "card.md"))
     assert calls[0] == 0, "nothing is drawn twice"
+
+
+def test_by_default_no_recording_is_written(recipe, calls, interrupt_write):
+    run(recipe(stream=True))
+    whole = recipe().output.read_bytes()
+    assert {path.name for path in recipe().output.with_suffix(".build").iterdir()} >= {"sae", "table.safetensors"}
+    assert not recipe().output.with_suffix(".build").joinpath("recording").exists()
+    calls[0] = 0
+    run(recipe(stream=True))
+    assert calls[0] == 0, "nothing is drawn twice"
+    interrupt_write(4, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(stream=True, overwrite=True))
+    run(recipe(stream=True))
+    assert recipe().output.read_bytes() == whole
 
 
 def test_interrupted_in_any_stage_it_goes_on_to_the_same_bundle(recipe, interrupt_write, tmp_path):

@@ -337,3 +337,22 @@ def test_an_sae_of_another_block_is_not_trained_on(recipe, recording, tmp_path):
     writer.finish()
     with pytest.raises(SaeuronError, match=r"up_blocks\.1.* and the recording is of unet\.mid_block"):
         train(recipe(recording=folder, init=recipe().output, output=tmp_path / "on"))
+
+
+def test_a_concept_alone_in_its_kind_is_trained_and_left_out_of_the_report():
+    """Nothing of its kind can be told apart from it: its losses are finite, and no score is worked out."""
+    prompts = [{"prompt": "a", "object": "cat", "light": "dusk"}, {"prompt": "b", "object": "dog", "light": "dusk"}]
+    kinds, targets = read_targets(prompts, ["object", "light"])
+    alone = Supervision(kinds, {"cat": 1, "dusk": 2, "dog": 3}, targets)
+    generator = torch.Generator().manual_seed(0)
+    model = TrainingAutoencoder(16, 32, 4, "topk", generator)
+    batch = torch.randn(40, 16, generator=generator)
+    number = torch.arange(40)
+    tokens = Tokens(batch, number % 2, number // 2 % 2, number)
+    weights = Weights(contrast=1.0)
+    losses = supervised_losses(model, batch, model.losses(batch, 10**9, 1).code, tokens, alone, weights)
+    assert set(losses) == {"bce", "decorrelation", "l1", "contrast"}
+    assert all(loss.isfinite() for loss in losses.values())
+    sae = model.fold(Normalisation(torch.zeros(16), 1.0))
+    found = report(sae, tokens, prompts, alone)
+    assert set(found) == {"cat", "dog"}

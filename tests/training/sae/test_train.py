@@ -266,7 +266,7 @@ def test_a_checkpoint_that_is_none_is_refused_by_name(recipe):
     [
         ({"finish": False}, "is not finished; run `record` on it again"),
         ({"shards": 1}, "has one shard and training holds one out"),
-        ({"shards": 2, "rows": 100}, "has 100 tokens to train on, fewer than one --batch of 128"),
+        ({"shards": 2, "rows": 100}, "there are 100 tokens to train on, fewer than one --batch of 128"),
     ],
 )
 def test_a_recording_that_cannot_be_trained_on_is_refused(recipe, tmp_path, made, complaint):

@@ -201,3 +201,54 @@ def test_training_takes_little_more_than_weights_gradients_states_and_a_batch(ac
     assert ended.returncode == 0, ended.stderr
     # Less than the weights, gradients and Adam's two states would mean that the peak was not seen.
     assert 0.4 < float(ended.stdout) <= 1.2
+
+
+@pytest.mark.parametrize("n", [K, 4 * K - 1, 4 * K, 8 * K - 1])
+def test_the_threshold_of_a_batch_is_exact_where_latents_are_few(n):
+    """There are fewer of them than are looked at first, or than at a second look, which is twice as wide."""
+    pre = torch.randn(7, n, generator=torch.Generator().manual_seed(0)).abs()  # no two alike
+    pre[0] += 10  # one token has most of the batch's largest
+    expected = pre.flatten().sort(descending=True).values[7 * K - 1]
+    assert batch_topk_threshold(pre, K) == max(expected, torch.finfo(torch.float32).tiny)
+    assert (torch.where(pre >= batch_topk_threshold(pre, K), pre, 0) > 0).sum() <= 7 * K
+
+
+def test_the_threshold_begins_at_the_smallest_active_value_and_follows_it_by_a_hundredth():
+    model = model_of("batch_topk")
+    smallest = []
+    for step in range(3):
+        losses = model.losses(tokens_of(64, step), 10**9, 1)
+        code = losses.code().detach()
+        smallest.append(code[code > 0].min())
+    average = smallest[0]
+    for value in smallest[1:]:
+        average = 0.99 * average + 0.01 * value
+    torch.testing.assert_close(model.threshold, average)
+
+
+def test_a_batch_in_which_nothing_fires_leaves_the_threshold_as_it_is():
+    model = model_of("topk")
+    before = model.b_enc.clone()
+    for bias, expected in ((before - 1000, torch.zeros(())), (before, None), (before - 1000, None)):
+        kept = model.threshold.clone()
+        with torch.no_grad():
+            model.b_enc.copy_(bias)
+        model.losses(tokens_of(20, 0), 10**9, 1)
+        assert model.threshold.isfinite()
+        assert torch.equal(model.threshold, kept if expected is None else expected) == (bias is not before)
+
+
+@pytest.mark.parametrize("k_aux", [1, 5, 10**6])
+def test_the_auxiliary_loss_asks_so_many_dead_latents_of_each_token(k_aux):
+    model, tokens = model_of("topk"), tokens_of(64, 0)
+    fired = model.code(tokens).fired()
+    model.tokens_since_fired.fill_(1000)
+    losses = model.losses(tokens, 500, k_aux)
+    dead = (~fired).nonzero().squeeze(-1)
+    code = losses.code()
+    residual = (tokens - (code @ model.W_dec + model.b_dec)).detach()
+    values, places = model.pre_activations(tokens, dead).topk(min(k_aux, len(dead)), -1)
+    asked = torch.zeros(len(tokens), len(dead)).scatter(-1, places, values.relu())
+    expected = (residual - asked @ model.W_dec[dead]).pow(2).sum() / (tokens - tokens.mean(0)).pow(2).sum()
+    assert len(dead) > 5
+    torch.testing.assert_close(losses.auxiliary, expected)

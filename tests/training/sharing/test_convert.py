@@ -11,9 +11,9 @@ import torch
 
 from saeuron import ConceptTable, Hookpoint, SaeuronError, Setting, load_sae, read_settings, save_sae
 from saeuron.checkpoints import load_bundle
+from saeuron.checkpoints.pickled import read_pickle
 from training.__main__ import main
 from training.sharing.convert import Convert, ddim_timesteps, latents_of, read_pickled_table
-from training.sharing.pickles import read_pickle
 
 N = 256
 CONCEPTS = ("Cats", "Dogs", "Trees")
@@ -240,7 +240,7 @@ def test_a_table_is_never_in_memory_whole(tmp_path):
     program = """if True:
         import resource, sys
         from pathlib import Path
-        from training.sharing.pickles import read_pickle
+        from saeuron.checkpoints.pickled import read_pickle
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found = read_pickle(Path(sys.argv[1]), lambda tensor: float(tensor[0, 0, 0]))
         assert list(found.values()) == [float(n) for n in range(len(found))], found
