@@ -22,6 +22,7 @@ from saeuron.atlas.labels import read
 from saeuron.checkpoints import load_bundle
 from tinycanvas.drawing import OBJECTS, STYLES
 from training.common.results import table
+from training.diffusion.hook import reading
 from training.diffusion.load import load_model
 from training.diffusion.sampling import Sampling, draw_all, generate
 from training.evaluation.judges import tinycanvas_judge
@@ -53,7 +54,7 @@ def by_words(folder: Path, words: list[str]) -> dict[str, list[int]]:
 def by_picture(pipeline, sae, sampling: Sampling, concept: str, usual: torch.Tensor) -> list[int]:
     """The latents offered for one picture that shows the concept, brushed whole."""
     surveyor = Surveyor(sae, 1, sampling)
-    images = generate(pipeline, [shows(concept)], [7], sampling, {sae.hookpoint: surveyor.tap})
+    images = generate(pipeline, [shows(concept)], [7], sampling, {sae.hookpoint: reading(surveyor.see)})
     found = surveyor.of(images).finish().firing_in(torch.ones(8, 8), 0, usual)
     return found.topk(10).indices.tolist()
 

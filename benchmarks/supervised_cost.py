@@ -1,15 +1,13 @@
 """What supervision costs: a supervised training step of an SAE against an unsupervised one, in turns.
 
-``python -m benchmarks.supervised_cost`` prints the median of each and of their quotient. Random tokens and labels do:
-what is computed does not depend on them.
+    python -m benchmarks.supervised_cost
+
+Random tokens and labels do: what is computed does not depend on them.
 """
 
 import statistics
-import time
-from dataclasses import dataclass
 
 import torch
-import tyro
 
 from saeuron import assign_at_random
 from saeuron.recording import Tokens
@@ -17,87 +15,64 @@ from training.sae.commands import Weights
 from training.sae.supervise import Supervision, supervised_losses
 from training.sae.trainer import TrainingAutoencoder
 
+from .common import begin, in_turns, options, shown, spread, tell
 
-@dataclass
-class Cost:
-    """Time supervised and unsupervised training steps in turns."""
-
-    d_in: int = 128
-    """Width of the tokens."""
-    expansion: int = 8
-    """Latents per input channel."""
-    k: int = 16
-    """Active latents per token."""
-    batch: int = 2048
-    """Tokens a step."""
-    tokens_per_map: int = 32
-    """Tokens of each map."""
-    objects: int = 10
-    """Labelled objects."""
-    styles: int = 9
-    """Labelled styles."""
-    steps: int = 300
-    """Pairs of steps that are timed."""
-    threads: int = 1
-    """Threads of torch."""
-    device: str = "cpu"
-    """cpu or cuda."""
+OBJECTS, STYLES = 10, 9
+SIZES = {"128/1024": (128, 1024, 16, 2048), "640/5120": (640, 5120, 32, 4096)}
+"""Width, latents, active latents a token and tokens a step."""
 
 
-def main(config: Cost) -> None:
-    torch.set_num_threads(config.threads)
+def main(arguments: list[str] | None = None) -> None:
+    parser = options("Time supervised and unsupervised training steps in turns.", "supervised_cost", 300)
+    parser.add_argument("--size", default="128/1024", choices=list(SIZES), help="d_in/latents")
+    parser.add_argument("--tokens-per-map", type=int, default=32, help="tokens of each map")
+    config = begin(parser, arguments)
+    d_in, n_latents, k, batch = (16, 64, 4, 256) if config.tiny else SIZES[config.size]
+    step = steps(config, d_in, n_latents, k, batch)
+    times = in_turns(config, {"unsupervised": lambda: step(False), "supervised": lambda: step(True)})
+    pairs = zip(times["unsupervised"], times["supervised"], strict=True)
+    ratio = statistics.median(labelled / unlabelled for unlabelled, labelled in pairs)
+    rows = [{"name": name} | spread(taken) for name, taken in times.items()]
+    tell(config, ["step", "ms (quartiles)"], [[row["name"], shown(row)] for row in rows], rows=rows, ratio=ratio)
+    print(f"supervision costs {ratio - 1:+.1%} of a step")
+
+
+def steps(config, d_in: int, n_latents: int, k: int, batch: int):
+    """A training step, supervised or not, of one model and its optimizer."""
     generator = torch.Generator().manual_seed(0)
-    batch, tokens, supervision = made_up(config, generator)
-    model = TrainingAutoencoder(config.d_in, config.d_in * config.expansion, config.k, "batch_topk", generator)
-    model = model.to(config.device)
+    tokens, supervision = made_up(config, d_in, n_latents, batch, generator)
+    model = TrainingAutoencoder(d_in, n_latents, k, "batch_topk", generator).to(config.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
-    def step(supervised: bool) -> float:
-        _wait(config.device)
-        began = time.perf_counter()
-        losses = model.losses(batch, 10**9, config.d_in // 2)
+    def step(supervised: bool) -> None:
+        losses = model.losses(tokens.activations, 10**9, d_in // 2)
         total = losses.fvu
         if supervised:
-            total = total + sum(supervised_losses(model, batch, losses.code, tokens, supervision, Weights()).values())
+            terms = supervised_losses(model, tokens.activations, losses.code, tokens, supervision, Weights())
+            total = total + sum(terms.values())
         total.backward()
         model.project_gradient()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.normalise_decoder()
-        _wait(config.device)
-        return 1000 * (time.perf_counter() - began)
 
-    for _ in range(3):
-        step(False), step(True)
-    pairs = [(step(False), step(True)) for _ in range(config.steps)]
-    plain, supervised = (statistics.median(times) for times in zip(*pairs, strict=True))
-    extra = statistics.median(labelled / unlabelled for unlabelled, labelled in pairs) - 1
-    print("| step | ms |\n|---|---|")
-    print(
-        f"| unsupervised | {plain:.2f} |\n| supervised | {supervised:.2f} |\n\nsupervision costs {extra:+.1%} of a step"
-    )
+    return step
 
 
-def made_up(config: Cost, generator: torch.Generator) -> tuple[torch.Tensor, Tokens, Supervision]:
-    """A batch of random tokens of whole maps, each of a prompt of its own with one object and one style."""
-    maps = config.batch // config.tokens_per_map
+def made_up(config, d_in: int, n_latents: int, batch: int, generator: torch.Generator) -> tuple[Tokens, Supervision]:
+    """Random tokens of whole maps, each of a prompt of its own with one object and one style."""
+    maps = batch // config.tokens_per_map
     count = maps * config.tokens_per_map
-    batch = torch.randn(count, config.d_in, generator=generator).to(config.device)
+    activations = torch.randn(count, d_in, generator=generator).to(config.device)
     prompt = torch.arange(maps).repeat_interleave(config.tokens_per_map)
-    tokens = Tokens(batch, prompt, torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long))
-    kinds = {f"object {n}": "object" for n in range(config.objects)}
-    kinds |= {f"style {n}": "style" for n in range(config.styles)}
+    tokens = Tokens(activations, prompt, torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long))
+    kinds = {f"object {n}": "object" for n in range(OBJECTS)} | {f"style {n}": "style" for n in range(STYLES)}
     targets = torch.zeros(maps, len(kinds))
-    targets[torch.arange(maps), torch.randint(config.objects, (maps,), generator=generator)] = 1
-    targets[torch.arange(maps), config.objects + torch.randint(config.styles, (maps,), generator=generator)] = 1
-    return batch, tokens, Supervision(kinds, assign_at_random(kinds, config.d_in * config.expansion, 0), targets)
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
+    targets[torch.arange(maps), torch.randint(OBJECTS, (maps,), generator=generator)] = 1
+    targets[torch.arange(maps), OBJECTS + torch.randint(STYLES, (maps,), generator=generator)] = 1
+    return tokens, Supervision(kinds, assign_at_random(kinds, n_latents, 0), targets)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Cost))
+    main()

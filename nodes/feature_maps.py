@@ -12,7 +12,7 @@ from ..saeuron.hookpoints import whole_timestep
 from .concept_text import match_name
 from .drawing import draw_curves, draw_maps, draw_scores
 from .host import headers, workflow
-from .host.blocks import block_of, check_width
+from .host.blocks import check_width
 from .host.memory import KEY, own_sae
 from .host.model_files import check_place
 from .host.patching import Patch, Place, attach
@@ -108,7 +108,7 @@ class FeatureProbe(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, sae: LoadedSae, latents: str, concepts: ChosenConcepts | None = None
     ) -> io.NodeOutput:
-        check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
+        check_width(sae.sae, model.model, sae.hookpoint)
         groups = {}
         if latents.strip():
             chosen = choose_latents(latents, sae.name, sae.sae.n_latents)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-NAMES = ("training", "edits", "bench", "growth", "memory")
+NAMES = ("training", "edits", "bench", "growth", "memory", "score_memory", "supervised_cost")
 
 
 @pytest.fixture(autouse=True)

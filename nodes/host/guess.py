@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from ...saeuron import SaeuronError
+from ...saeuron.checkpoints.canonical import transformer_hookpoint
 
 BLOCK = re.compile(
     r"(?<![a-z])(?:unet[._-])?(?P<part>down|mid|up)(?:[._-]?blocks?)?(?:[._-](?P<block>\d))?"
@@ -19,7 +20,7 @@ def guess_hookpoint(sae_name: str, file: Path) -> tuple[str, str]:
     """A hookpoint in diffusers' naming, and what it was guessed from; raises SaeuronError where nothing tells.
 
     Understood are ``unet.up_blocks.1.attentions.1``, ``up_blocks_1_attentions_1``, ``up.1.1``, ``mid.0`` and the like,
-    in the name and its folders, and in those of what it may be a link to.
+    and ``transformer_blocks.18``, in the name and its folders, and in those of what it may be a link to.
     """
     names = [*reversed(Path(sae_name).parts), *reversed(file.resolve().parts)][:8]
     for name in names:
@@ -28,6 +29,8 @@ def guess_hookpoint(sae_name: str, file: Path) -> tuple[str, str]:
             if part == "mid" or block is not None:
                 where = "mid_block" if part == "mid" else f"{part}_blocks.{block}"
                 return f"unet.{where}.attentions.{attention}", f"the name {name[:40]}"
+        if (found := transformer_hookpoint(name)) is not None:
+            return found.name, f"the name {name[:40]}"
     for name in names:
         if REPOSITORIES.search(name):
             return USUAL, f"the name {name[:40]}"

@@ -11,7 +11,7 @@ import torch
 
 from ...saeuron import SaeuronError
 from . import files, headers, workflow
-from .blocks import check_known, check_same_width, native_blocks
+from .blocks import check_known, check_same_width, widths_of
 
 TINYCANVAS = Path(__file__).parents[2] / "tinycanvas" / "weights" / "unet" / "diffusion_pytorch_model.safetensors"
 LOADERS = {
@@ -61,7 +61,7 @@ def loader_of(node_id: str | None) -> dict | None:
 
 
 def blocks_of(node_id: str | None) -> dict[str, int] | None:
-    """Width by hookpoint of the UNet that is to come through ``model``; None where that cannot be told."""
+    """Width by hookpoint of the model that is to come through ``model``; None where that cannot be told."""
     for _, kind, given in workflow.upstream(node_id, "model"):
         if kind == "SAeUronTinyCanvas":
             return _tinycanvas()
@@ -80,13 +80,12 @@ def _tinycanvas() -> dict[str, int]:
 
 @lru_cache(maxsize=16)
 def _blocks(stamp: tuple[str, int, int]) -> dict[str, int] | None:
-    """Of a file that is no checkpoint of a UNet, None: whoever loads it says so."""
+    """Of a file that is no checkpoint of a model we know, None: whoever loads it says so."""
     try:
         state = {name: torch.empty(shape, device="meta") for name, shape in _shapes(Path(stamp[0])).items()}
         prefix = comfy.model_detection.unet_prefix_from_state_dict(state)
         config = comfy.model_detection.model_config_from_unet(state, prefix)
-        blocks = {} if config is None else native_blocks(config.unet_config)
-        return {name: len(state[f"{prefix}{path}.norm.weight"]) for name, path in blocks.items()} or None
+        return widths_of(config.get_model({}, device=torch.device("meta")))
     except Exception:  # ComfyUI guesses by trying, and a check must not be what stops a workflow
         return None
 

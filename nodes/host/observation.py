@@ -9,8 +9,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...saeuron import SaeuronError
+from ...saeuron.families import family_of
 from ...saeuron.hookpoints import whole_timestep
-from .blocks import block_of, check_width
+from .blocks import check_width, root_of, sigma_of, timestep_of
 from .memory import KEY
 from .patching import Patch, Place, attach
 from .sockets import LoadedSae
@@ -51,7 +52,7 @@ class Watched:
     """
 
     def __init__(self, model: ModelPatcher, sae: LoadedSae) -> None:
-        check_width(sae.sae, block_of(model.model, sae.hookpoint), sae.hookpoint)
+        check_width(sae.sae, model.model, sae.hookpoint)
         if model.get_attachment(KEY):
             raise SaeuronError(PATCHED)
         self.positive, self.negative = Half(), Half()
@@ -61,7 +62,7 @@ class Watched:
 
     def timesteps(self, sigmas: torch.Tensor) -> list[int]:
         sampling = self.model.get_model_object("model_sampling")
-        return [whole_timestep(float(sampling.timestep(sigma[None])[0])) for sigma in sigmas]
+        return [whole_timestep(float(timestep_of(sampling, sigma[None])[0])) for sigma in sigmas]
 
     def sampling_sigmas(self, steps: int) -> torch.Tensor:
         """What Euler's method goes through, the last 0 included."""
@@ -70,7 +71,7 @@ class Watched:
     def spread_sigmas(self, count: int) -> torch.Tensor:
         """Those of ``count`` timesteps spread evenly over 0…1000, the noisiest first."""
         timesteps = (torch.arange(count).flip(0) + 0.5) * 1000 / count
-        return self.model.get_model_object("model_sampling").sigma(timesteps.floor()).cpu()
+        return sigma_of(self.model.get_model_object("model_sampling"), timesteps.floor()).cpu()
 
     def draw(
         self, positive: list, negative: list, cfg: float, sigmas: torch.Tensor, noise: torch.Tensor, step: Callable
@@ -109,7 +110,8 @@ def latent_size(model: ModelPatcher, latent: dict | None) -> tuple[int, int, int
     """Channels, height and width of the latents to draw: those of ``latent``, or what the model was trained on."""
     form, config = model.get_model_object("latent_format"), model.model.model_config.unet_config
     if latent is None:
-        side = SIDES.get(config.get("context_dim"), config.get("image_size", 64))
+        usual = 64 if family_of(root_of(model.model)) is None else 128
+        side = SIDES.get(config.get("context_dim"), config.get("image_size", usual))
         return form.latent_channels, side, side
     # Empty Latent Image of newer ComfyUIs counts in pixels of a usual model, and says so.
     ratio = latent.get("downscale_ratio_spacial") or downscale(model)

@@ -15,10 +15,13 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from torch.utils.hooks import RemovableHandle
 
 from ...saeuron import Edit, Hookpoint, Window
 from ...saeuron.edits import join
-from .blocks import block_of, check_width
+from ...saeuron.families import UNET
+from ...saeuron.hookpoints import place_of
+from .blocks import block_of, check_width, stream_of, timestep_of, token_grid
 from .masks import check_mask, on_tokens
 from .memory import KEY, own_sae
 from .roles import rows_of, tell_conditionings, tell_roles
@@ -58,7 +61,7 @@ class Patch:
     def window(self, sampling: Any) -> Window:
         """The timesteps at which the patch acts, by the model's ``sampling`` of this very call: nodes replace it."""
         sigmas = torch.tensor([sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)])
-        start, end = sampling.timestep(sigmas).tolist()
+        start, end = timestep_of(sampling, sigmas).tolist()
         return Window(start=start, end=end)
 
     def amount(self, timestep: float, sampling: Any) -> float:
@@ -66,7 +69,7 @@ class Patch:
         if not self.curve:
             return 1.0
         sigmas = torch.tensor([sampling.percent_to_sigma(share) for share, _ in self.curve])
-        points = sorted(zip(sampling.timestep(sigmas).tolist(), (amount for _, amount in self.curve), strict=True))
+        points = sorted(zip(timestep_of(sampling, sigmas).tolist(), (amount for _, amount in self.curve), strict=True))
         return float(numpy.interp(timestep, *zip(*points, strict=True)))
 
 
@@ -91,9 +94,9 @@ def attach(model: ModelPatcher, patch: Patch, sae: ModelPatcher | None = None) -
 
     Raises SaeuronError where the hookpoint is not in the model or the SAE is of another width.
     """
-    block = block_of(model.model, patch.hookpoint)
+    block_of(model.model, patch.hookpoint)
     if patch.edit is not None:
-        check_width(patch.edit.sae, block, patch.hookpoint)
+        check_width(patch.edit.sae, model.model, patch.hookpoint)
     model = model.clone()
     patches = _with(model.get_attachment(KEY) or (), patch)
     model.set_attachments(KEY, patches)
@@ -155,14 +158,13 @@ def _around_call(patches: tuple[Patch, ...]) -> Callable:
     def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         transformer_options = transformer_options or {}
         model = executor.class_obj
-        timestep = float(model.model_sampling.timestep(t.flatten()[:1])[0])
+        timestep = float(timestep_of(model.model_sampling, t.flatten()[:1])[0])
         handles = []
         try:
             for patch in patches:
                 if patch.window(model.model_sampling).covers(timestep):
                     rows, pictures = rows_of(len(x), transformer_options, patch.applies_to)
-                    hook = _hook(patch, timestep, rows, pictures, model)
-                    handles.append(block_of(model, patch.hookpoint).register_forward_hook(hook))
+                    handles.extend(_hooked(patch, timestep, rows, pictures, model, x))
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         finally:
             for handle in handles:
@@ -171,18 +173,39 @@ def _around_call(patches: tuple[Patch, ...]) -> Callable:
     return wrapper
 
 
-def _hook(patch: Patch, timestep: float, rows: torch.Tensor, pictures: torch.Tensor, model: BaseModel) -> Callable:
+def _hooked(
+    patch: Patch, timestep: float, rows: torch.Tensor, pictures: torch.Tensor, model: BaseModel, x: torch.Tensor
+) -> list[RemovableHandle]:
+    """Hooks on the block of ``patch`` for one call of ``model`` with latents ``x``."""
+    block, stream, before = block_of(model, patch.hookpoint), stream_of(model, patch.hookpoint), []
+
+    def where(image: torch.Tensor, kwargs: dict) -> tuple[slice | None, int, int]:
+        return place_of(stream, image, token_grid(model, x, kwargs.get("transformer_options") or {}))
+
     @torch.compiler.disable
-    def hook(_module, args, output):
-        tokens = patch.hookpoint.read(output, args[0])
-        place = Place(timestep, *output.shape[-2:], rows, pictures, model)
+    def keep(_module, args, kwargs):
+        # A block may write into what it is given.
+        image = stream.given(args, kwargs)
+        before[:] = [image[:, where(image, kwargs)[0]].clone()]
+
+    @torch.compiler.disable
+    def hook(_module, args, kwargs, output):
+        image = stream.returned(output)
+        span, height, width = where(image, kwargs)
+        tokens = patch.hookpoint.read(image, before.pop() if before else stream.given(args, kwargs), span)
+        place = Place(timestep, height, width, rows, pictures, model)
         if patch.observer is not None:
             patch.observer.see(tokens, place)
             return None
         edited = _edited(patch, tokens, place)
-        return None if edited is tokens else patch.hookpoint.write(output, tokens, edited)
+        if edited is tokens:
+            return None
+        return stream.replaced(output, patch.hookpoint.write(image, tokens, edited, span))
 
-    return hook
+    handles = [block.register_forward_hook(hook, with_kwargs=True)]
+    if patch.hookpoint.site == "residual" and stream is not UNET:
+        handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
+    return handles
 
 
 def _edited(patch: Patch, tokens: torch.Tensor, place: Place) -> torch.Tensor:

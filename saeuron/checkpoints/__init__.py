@@ -1,5 +1,6 @@
 """SAE checkpoints: one module per format; `load_sae` and `load_bundle` detect which."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from ..errors import SaeuronError
 from ..files import read_json
 from ..hookpoints import SITES, Hookpoint
 from ..removal import read_settings
-from . import dictionary_learning, overcomplete, saelens, saeuron, sdxl_unbox, sparsify
+from . import dictionary_learning, finebooru, overcomplete, saelens, saeuron, sdxl_unbox, sparsify
 from .bundle import Bundle, read_bundle, save_bundle
 from .saeuron import save_sae
 
@@ -30,6 +31,7 @@ LAYOUTS = {
     "state_dict.pth": ("config.json", "sdxl-unbox", sdxl_unbox.load),
     "ae.pt": ("config.json", "dictionary_learning", dictionary_learning.load),
     "model.pt": ("config.json", "overcomplete", overcomplete.load),
+    "model.safetensors": ("config.json", "finebooru", finebooru.load),
 }
 
 
@@ -93,8 +95,13 @@ def _weights(path: Path) -> Path | None:
         return _weights_in(path)
     if not path.exists():
         raise SaeuronError(f"{path} is not a folder with cfg.json and sae.safetensors")
-    if path.name in LAYOUTS:
+    if path.name in LAYOUTS and (path.name != "model.safetensors" or (path.parent / "config.json").exists()):
         return path
+    if re.fullmatch(r"sae_block_\d+\.pt", path.name):
+        raise SaeuronError(
+            f"{path} was trained on activations normalised batch by batch, and the scale is not in the file: "
+            "it cannot be used"
+        )
     if path.name in {config for config, _, _ in LAYOUTS.values()}:
         return _weights_in(path.parent)
     if path.suffix != ".safetensors":
@@ -106,6 +113,10 @@ def _weights_in(folder: Path) -> Path:
     found = [folder / name for name in LAYOUTS if (folder / name).exists()]
     if found:
         return found[0]
+    if (folder / "_CHECKPOINT_METADATA").exists():
+        raise SaeuronError(
+            f"{folder} is an Orbax checkpoint of JAX: convert it to safetensors with JAX installed first"
+        )
     if (folder / "cfg.json").exists():
         return folder / "sae.safetensors"  # whose absence is then told by name
     inside = sorted(

@@ -11,6 +11,11 @@ from ..errors import SaeuronError
 from ..files import check_finite
 from ..hookpoints import Hookpoint
 
+TRANSFORMER = re.compile(
+    r"(?<![a-z])(?<!attentions\.\d\.)(?P<kind>single_transformer_blocks|transformer_blocks|layers)[._](?P<number>\d+)(?!\d)"
+    r"(?:-(?P<stream>[01])(?!\d)|\.(?P<output>image_output|text_output))?"
+)
+FLUX = re.compile(r"SAE_flux_(\d+)(?!\d)")
 HOOKPOINT = re.compile(r"unet\.(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+(?=_|$)")
 
 
@@ -91,5 +96,21 @@ def without_input_bias(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def hookpoint_of(folder: Path, site: str = "output") -> Hookpoint | None:
     """The hookpoint that a folder is named after, as publishers name theirs; ``final`` counts for its parent."""
     folder = folder.absolute()
-    found = HOOKPOINT.match(folder.parent.name if folder.name == "final" else folder.name)
-    return Hookpoint(found.group(), site) if found else None
+    name = folder.parent.name if folder.name == "final" else folder.name
+    if found := HOOKPOINT.match(name):
+        return Hookpoint(found.group(), site)
+    return transformer_hookpoint(name, site)
+
+
+def transformer_hookpoint(name: str, site: str = "output") -> Hookpoint | None:
+    """The hookpoint that ``name`` holds of a transformer; SaeuronError where its tokens are a text's."""
+    if found := FLUX.search(name):
+        return Hookpoint(f"transformer.transformer_blocks.{found[1]}", site)
+    if found := TRANSFORMER.search(name):
+        if found["stream"] == "0" or found["output"] == "text_output":
+            raise SaeuronError(
+                f"{name} read the text's stream, whose tokens are no places of a picture: "
+                "take the SAE of the picture's stream"
+            )
+        return Hookpoint(f"transformer.{found['kind']}.{found['number']}", site)
+    return None

@@ -172,15 +172,15 @@ def test_a_name_is_never_taken_for_html(open_page):
       const node = app.graph.findNodesByType("SAeUronConceptSelector")[0];
       node.widgets.find((widget) => widget.type === "button").callback();
     }""")
-    entry = page.locator(".litecontextmenu .litemenu-entry").first
-    entry.wait_for()
-    assert entry.inner_text() == f"{name} (style)"
+    page.locator(".litecontextmenu .litemenu-entry").first.wait_for()
+    assert page.locator(".litecontextmenu .litemenu-entry").all_inner_texts() == ["style", name]
+    entry = page.locator(".litecontextmenu .litemenu-entry").last
     assert page.locator(".litecontextmenu img").count() == 0
     entry.click()
     assert not page.evaluate("() => window.harmed")
     concepts = """() => app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
       .find((widget) => widget.name === "concepts").value"""
-    assert page.evaluate(concepts) == f'neon, "{name}"'
+    assert page.evaluate(concepts) == f'sepia, "{name}"'
 
 
 def test_without_an_sae_the_button_says_what_to_do(open_page):

@@ -91,6 +91,12 @@ QUEUED = [
     ),
     (
         UNLEARN,
+        {LOADER: {"hookpoint": "transformer.transformer_blocks.18"}},
+        PATCH,
+        "hookpoint 'transformer.transformer_blocks.18' is not in this model; the nearest are unet.",
+    ),
+    (
+        UNLEARN,
         {"Second loader": {"sae_name": "wide/sae.safetensors"}, PATCH: {"sae": "Second loader →0"}},
         PATCH,
         "with tinycanvas.safetensors and the SAE here is sae.safetensors: connect one SAE to both",
@@ -277,7 +283,9 @@ def bad_files(server):
     for name, more in (("full", {}), ("begun", {"tokens_per_map": 4})):
         recording = server.base / "output" / name
         recording.mkdir(parents=True)
-        (recording / "manifest.json").write_text(json.dumps({"hookpoint": BLOCK, "site": "output", "settings": more}))
+        manifest = {"format": "saeuron-recording", "version": 1, "hookpoint": BLOCK, "site": "output", "d_in": 320}
+        manifest |= {"settings": more, "settings_hash": "", "complete": False, "shards": {}}
+        (recording / "manifest.json").write_text(json.dumps(manifest))
     with open(server.base / "output" / "full" / "shard-00000.safetensors", "wb") as file:
         file.truncate(1_500_000_000)  # a hole: it takes no room on the disk
 

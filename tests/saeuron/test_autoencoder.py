@@ -53,18 +53,6 @@ def test_a_threshold_nothing_exceeds_decodes_to_the_bias(make_sae, make_tokens):
     assert torch.equal(sae(make_tokens(2, 3, 16)), sae.b_dec.expand(2, 3, 16))
 
 
-@pytest.mark.parametrize("options", [{}, {"activation": "batch_topk", "threshold": 1.5}])
-def test_a_few_latents_alone_are_exact_over_their_floor(make_sae, make_tokens, options):
-    sae, tokens = make_sae(**options), make_tokens(200, 16)
-    floor = torch.tensor([0.2, 0.5, 1.0])
-    latents = (sae.encode(tokens) > 0).sum(0).topk(3).indices  # often active, though never everywhere
-    few, dense = sae.encode_at(tokens, latents, floor), sae.encode(tokens)[:, latents]
-    over = few > floor
-    assert over.any(0).all() and not over.all(0).any()
-    assert torch.equal(over, dense > floor)
-    torch.testing.assert_close(few[over], dense[over], **CLOSE)
-
-
 def test_tokens_of_half_precision_are_encoded_in_the_weights_precision(make_sae, make_tokens):
     sae, tokens = make_sae(), make_tokens(3, 16).half()
     assert torch.equal(sae.encode(tokens), sae.encode(tokens.float()))

@@ -1,7 +1,8 @@
 """Training of TinyCanvas from scratch: ``python -m tinycanvas.build``.
 
-Four seeded stages, each writing its part of ``tinycanvas/weights``, and a gate that measures the whole: tokenizer,
-judge, text, unet, gate. The unet stage checkpoints every 500 steps and continues from there when started again.
+Five seeded stages, each writing its part of ``tinycanvas/weights``, and a gate that measures what the UNet draws:
+tokenizer, judge, text, unet, gate, transformer. The unet and transformer stages checkpoint every 250 steps and continue
+from there when started again.
 """
 
 import json
@@ -19,6 +20,7 @@ from ..drawing import OBJECTS, STYLES, draw, random_labels
 from ..judge import Judge
 from ..model import MAX_TOKENS, WEIGHTS, build_text_encoder, load_tokenizer, tokenize
 from .gate import gate
+from .transformer import train_transformer
 from .unet import train_unet
 
 SEED = 20250118
@@ -124,7 +126,14 @@ def _step(optimizer: torch.optim.Optimizer, schedule, loss: torch.Tensor) -> Non
     schedule.step()
 
 
-STAGES = {"tokenizer": train_tokenizer, "judge": train_judge, "text": train_text, "unet": train_unet, "gate": gate}
+STAGES = {
+    "tokenizer": train_tokenizer,
+    "judge": train_judge,
+    "text": train_text,
+    "unet": train_unet,
+    "gate": gate,
+    "transformer": train_transformer,
+}
 
 
 def main(stages: list[str]) -> int:

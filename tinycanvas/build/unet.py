@@ -1,7 +1,6 @@
 """The UNet stage: v-prediction on drawings without end, conditioned by the frozen text encoder."""
 
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,30 +11,10 @@ from transformers import CLIPTextModel
 from ..captions import all_captions
 from ..drawing import OBJECTS, STYLES, draw, random_labels
 from ..model import WEIGHTS, build_scheduler, build_unet, load_tokenizer, to_latents, tokenize
-from .muon import Muon
+from .cycles import Cycle, run_cycles
 
 SEED = 20250118
 WORK = Path("out/tinycanvas")
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """One rise and fall of the learning rate; a cycle starts from the averaged weights of the one before.
-
-    ``misled`` and ``rolled`` are the rows of a batch that learn to correct what sampling gets wrong, see `noisy_batch`;
-    ``guidance`` is the most that rolled rows are guided by. Half of the rows show one of the ``practised`` objects,
-    a tenth one of the ``practised`` styles. ``paraphrases`` adds those captions to the training ones.
-    """
-
-    steps: int
-    lr: float
-    muon: bool = False
-    late: float = 0.0
-    misled: int = 0
-    rolled: int = 0
-    guidance: float = 1.0
-    practised: tuple[str, ...] = ()
-    paraphrases: bool = False
 
 
 HARD = ("star", "circle", "cross", "diamond", "candy")
@@ -63,80 +42,23 @@ def train_unet(
         before = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         unet.load_state_dict(before.state_dict())
     unet = unet.to(memory_format=torch.channels_last)
-    for number, cycle in enumerate(cycles):
-        if number < first:
-            continue
-        contexts = CaptionContexts(folder, ("training", "paraphrase") if cycle.paraphrases else ("training",))
-        first_seed = SEED + 1000 + sum(done.steps for done in cycles[:number])
-        average = _run(cycle, unet, contexts, batch, first_seed, work / f"unet-{number}.pt")
-        with torch.no_grad():
-            for parameter, averaged in zip(unet.parameters(), average, strict=True):
-                parameter.copy_(averaged.half())
-    unet.half().save_pretrained(folder / "unet")
-    return unet
-
-
-def _run(
-    cycle: Cycle,
-    unet: UNet2DConditionModel,
-    contexts: "CaptionContexts",
-    batch: int,
-    first_seed: int,
-    checkpoint: Path,
-) -> list[torch.Tensor]:
-    """One cycle, a tenth of the captions dropped for guidance; returns the exponential average."""
-    parameters = list(unet.parameters())
-    average, start = [p.detach().clone() for p in parameters], 0
-    optimizers = _optimizers(unet, cycle)
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, cycle.lr, total_steps=cycle.steps, pct_start=0.05, cycle_momentum=False
-        )
-        for optimizer in optimizers
-    ]
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        start, average = state["step"], state["average"]
-        unet.load_state_dict(state["unet"])
-        for part, saved in zip([*optimizers, *schedules], state["parts"], strict=True):
-            part.load_state_dict(saved)
     compiled = torch.compile(unet)
     alphas = build_scheduler().alphas_cumprod
-    began, running = time.time(), 0.0
-    for step in range(start, cycle.steps):
-        generator = torch.Generator().manual_seed(first_seed + step)
-        noisy, t, context, target = noisy_batch(unet, contexts, alphas, cycle, batch, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = compiled(noisy.to(memory_format=torch.channels_last), t, context).sample
-        loss = nn.functional.mse_loss(velocity.float(), target)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(0.999, (step + 1) / (step + 10)))
-        running += loss.item()
-        if (step + 1) % 50 == 0:
-            pace = (time.time() - began) / (step + 1 - start)
-            print(f"unet step {step + 1}/{cycle.steps} loss {running / 50:.4f} {pace:.2f} s/step", flush=True)
-            running = 0.0
-        if (step + 1) % 500 == 0 or step + 1 == cycle.steps:
-            parts = [part.state_dict() for part in [*optimizers, *schedules]]
-            state = {"step": step + 1, "unet": unet.state_dict(), "average": average, "parts": parts}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-    return average
 
+    def loss_for(cycle: Cycle) -> Callable[[torch.Generator], torch.Tensor]:
+        contexts = CaptionContexts(folder, cycle.captions)
 
-def _optimizers(unet: UNet2DConditionModel, cycle: Cycle) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for matrices and convolutions between the first and the last, and AdamW for the rest."""
-    named = dict(unet.named_parameters())
-    inner = {n for n, p in named.items() if cycle.muon and p.ndim > 1 and not n.startswith(("conv_in", "conv_out"))}
-    rest = [p for n, p in named.items() if n not in inner]
-    optimizers = [torch.optim.AdamW(rest, lr=cycle.lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)]
-    return [*optimizers, Muon([named[n] for n in named if n in inner], cycle.lr)] if inner else optimizers
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            noisy, t, context, target = noisy_batch(unet, contexts, alphas, cycle, batch, generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                velocity = compiled(noisy.to(memory_format=torch.channels_last), t, context).sample
+            return nn.functional.mse_loss(velocity.float(), target)
+
+        return loss
+
+    run_cycles(unet, cycles, first, SEED + 1000, work / "unet.pt", loss_for)
+    unet.half().save_pretrained(folder / "unet")
+    return unet
 
 
 @torch.no_grad()
@@ -156,8 +78,8 @@ def noisy_batch(
     of a noisier row. Their target still is the caption's drawing.
     """
     objects, styles = random_labels(batch, generator)
-    objects = _practise(objects, OBJECTS, cycle, 0.5, generator)
-    styles = _practise(styles, STYLES, cycle, 0.1, generator)
+    objects = practise(objects, OBJECTS, cycle, 0.5, generator)
+    styles = practise(styles, STYLES, cycle, 0.1, generator)
     others, other_styles = random_labels(cycle.misled, generator)
     same_style = torch.rand(cycle.misled, generator=generator) < 0.5
     m, r = cycle.misled, cycle.misled + cycle.rolled
@@ -191,9 +113,10 @@ def noisy_batch(
     return noisy, t, context, signal * noise - spread * clean
 
 
-def _practise(
+def practise(
     labels: torch.Tensor, names: tuple[str, ...], cycle: Cycle, share: float, generator: torch.Generator
 ) -> torch.Tensor:
+    """``labels``, where a ``share`` of them is replaced by those of ``names`` that the cycle practises."""
     hard = torch.tensor([names.index(name) for name in cycle.practised if name in names])
     if len(hard) == 0:
         return labels
@@ -223,15 +146,23 @@ def _guided(
 
 
 class CaptionContexts:
-    """Encoded captions of some sets, looked up by object and style; every tenth is replaced by the empty one."""
+    """Encoded captions of some sets, looked up by object and style; every tenth is replaced by the empty one.
+
+    With ``pooled`` the pooled text stands behind the tokens as one more.
+    """
 
     @torch.no_grad()
-    def __init__(self, folder: Path, sets: tuple[str, ...] = ("training",)) -> None:
+    def __init__(self, folder: Path, sets: tuple[str, ...] = ("training",), pooled: bool = False) -> None:
         tokenizer = load_tokenizer(folder)
         encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
         rows = sorted((row for name in sets for row in all_captions(name)), key=lambda row: row[1:])
-        self.encoded = encoder(tokenize(tokenizer, [caption for caption, _, _ in rows])).last_hidden_state
-        self.empty = encoder(tokenize(tokenizer, [""])).last_hidden_state
+
+        def encode(captions: list[str]) -> torch.Tensor:
+            found = encoder(tokenize(tokenizer, captions))
+            parts = [found.last_hidden_state, *([found.pooler_output[:, None]] if pooled else [])]
+            return torch.cat(parts, dim=1)
+
+        self.encoded, self.empty = encode([caption for caption, _, _ in rows]), encode([""])
         pairs = [(OBJECTS.index(o), STYLES.index(s)) for _, o, s in rows]
         shape = (len(OBJECTS), len(STYLES))
         self.counts = torch.tensor([[pairs.count((o, s)) for s in range(shape[1])] for o in range(shape[0])])

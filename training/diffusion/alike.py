@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from saeuron import Hookpoint
 
 from ..common.progress import track
+from .denoiser import reads_one_text
 from .hook import Edit, Tap, editing, hooked
 from .sampling import Sampling, text_embeddings
 
@@ -55,12 +56,12 @@ class Unedited:
 
 def can_part(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: int) -> bool:
     """Whether a step depends on nothing but the latents before it, and all steps may be kept."""
+    if not reads_one_text(pipeline) or getattr(pipeline, "safety_checker", None) is not None:
+        return False
     side, scale = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
     height, width = ((given or side * scale) // scale for given in (sampling.height, sampling.width))
     needed = 4 * pictures * sampling.steps * pipeline.unet.config.in_channels * height * width
-    plain = not hasattr(pipeline, "text_encoder_2") and getattr(pipeline, "safety_checker", None) is None
-    alone = isinstance(pipeline.scheduler, DDIMScheduler) and plain
-    return alone and sampling.init_image is None and needed <= MEMORY
+    return isinstance(pipeline.scheduler, DDIMScheduler) and sampling.init_image is None and needed <= MEMORY
 
 
 def draw_unedited(

@@ -2,32 +2,37 @@
 
 from torch import nn
 
+from saeuron import Hookpoint
+from saeuron.families import family_of, width_of
 from saeuron.hookpoints import names
 
 from ..common.results import table, tell
 from .commands import Hookpoints
+from .denoiser import denoiser, own_side
 from .load import load_model
 from .sampling import check_size
 
 
 def run(config: Hookpoints) -> None:
     pipeline = load_model(config.model)
-    scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    scale, own = pipeline.vae_scale_factor, own_side(pipeline)
     height, width = config.height or own, config.width or own
     check_size(height, width, scale)
-    found = places(pipeline.unet, height // scale, width // scale)
+    found = places(denoiser(pipeline), height // scale, width // scale)
     lines = [[name, channels, f"{rows * columns} ({rows} × {columns})"] for name, channels, rows, columns in found]
     result = [dict(zip(("hookpoint", "width", "rows", "columns"), place, strict=True)) for place in found]
     text = table(["hookpoint", "width", "tokens"], lines)
     tell(config, result, f"{config.model} at {width} × {height} pixels\n\n{text}")
 
 
-def places(unet: nn.Module, height: int, width: int) -> list[tuple[str, int, int, int]]:
-    """``(name, width, rows, columns)`` of every hookpoint of ``unet`` for latent images ``[_, _, height, width]``."""
+def places(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int, int]]:
+    """``(name, width, rows, columns)`` of every hookpoint of ``model`` for latent images ``[_, _, height, width]``."""
+    if family_of(model):  # whose patches all are 2 × 2
+        return [(name, width_of(model), -(-height // 2), -(-width // 2)) for name in names(model)]
     found = []
-    for name in names(unet):
-        path = name.split(".", 1)[1]
-        found.append((name, unet.get_submodule(path).config.in_channels, *_size(unet, path.split("."), height, width)))
+    for name in names(model):
+        path = name.split(".")[1:]
+        found.append((name, Hookpoint(name).width(model), *_size(model, path, height, width)))
     return found
 
 

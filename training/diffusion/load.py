@@ -1,6 +1,6 @@
 """Diffusion models by name: ``tinycanvas``, a diffusers folder, or a single-file checkpoint.
 
-Folders and files of SD 1.x, SD 2.x and SDXL are read; all come as diffusers pipelines around a UNet.
+Folders and files of SD 1.x, SD 2.x and SDXL are read, and folders of pipelines around a transformer.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from saeuron.files import read_json, write_json
 
 from ..common.options import Model
 from ..common.processes import check_device, own_device
+from .denoiser import denoiser
 from .lora import add_lora
 from .single_file import UNET, configs, family
 
@@ -35,11 +36,24 @@ disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.set_verbosity_error()
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+Pipeline = DiffusionPipeline
 PIPELINES = {
     "StableDiffusionPipeline": (StableDiffusionPipeline, {"requires_safety_checker": False}),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
 }
+TRANSFORMERS = (
+    "ChromaPipeline",
+    "Flux2KleinPipeline",
+    "Flux2Pipeline",
+    "FluxPipeline",
+    "Lumina2Pipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "QwenImagePipeline",
+    "StableDiffusion3Pipeline",
+    "ZImagePipeline",
+)
+"""Pipelines around a transformer, which need no options of their own."""
 CLIP_ON_THE_HUB = "openai/clip-vit-large-patch14"
 
 SAMPLERS = {
@@ -49,12 +63,14 @@ SAMPLERS = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
 }
+FLOW_SAMPLERS = {"ddim": "FlowMatchEulerDiscreteScheduler", "euler": "FlowMatchEulerDiscreteScheduler"}
+"""Of a flow model DDIM and Euler's method are one."""
 
 
 def load_model(model: str, device: str = "cpu", sampler: str = "ddim", lora: Path | None = None) -> Pipeline:
     """Load a pipeline onto ``device``: float16 on a GPU, float32 on the CPU; ``lora`` is added to its weights.
 
-    Raises SaeuronError where nothing is at the path, or what is there is not a Stable Diffusion model.
+    Raises SaeuronError where nothing is at the path, or what is there is no model that is supported.
     """
     if sampler not in SAMPLERS:
         raise SaeuronError(f"sampler {sampler!r} is unknown; the nearest are {nearest(sampler, SAMPLERS)}")
@@ -78,12 +94,12 @@ def open_model(options: Model) -> Pipeline:
 
 
 def identity(model: str, pipeline: Pipeline) -> str:
-    """``model`` by its name without a path, and a hash of the UNet's weights: ``sd-v1-5@3f2a9c81d0e4``.
+    """``model`` by its name without a path, and a hash of the model's weights: ``sd-v1-5@3f2a9c81d0e4``.
 
     Another model of the same name has another hash. Of each tensor a few values are looked at: training moves them all.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(pipeline.unet.state_dict().items()):
+    for name, weight in sorted(denoiser(pipeline).state_dict().items()):
         first = weight.detach().reshape(-1)[:16].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {first.tolist()}".encode())
     return f"{Path(model).stem}@{digest.hexdigest()[:12]}"
@@ -98,7 +114,7 @@ def variant(pipeline: Pipeline, sampler: str | None = None, unet: UNet2DConditio
     parts = dict(pipeline.components)
     parts |= {"scheduler": _scheduler(pipeline, sampler)} if sampler else {}
     parts |= {"unet": unet} if unet is not None else {}
-    kind, options = PIPELINES[type(pipeline).__name__]
+    kind, options = _pipeline(type(pipeline).__name__)
     made = kind(**parts, **options)
     made.set_progress_bar_config(disable=True)
     return made
@@ -113,6 +129,10 @@ def from_image(pipeline: Pipeline) -> DiffusionPipeline:
 
 def _scheduler(pipeline: Pipeline, sampler: str):
     name, options = SAMPLERS[sampler]
+    if type(pipeline.scheduler).__name__.startswith("FlowMatch"):
+        if sampler not in FLOW_SAMPLERS:
+            raise SaeuronError(f"sampler {sampler!r} is none of a flow model; take {' or '.join(FLOW_SAMPLERS)}")
+        name = FLOW_SAMPLERS[sampler]
     return getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
 
 
@@ -121,11 +141,11 @@ def check_fits(sae: SparseAutoencoder, pipeline: Pipeline) -> None:
     if sae.hookpoint is None:
         raise SaeuronError("the SAE does not say where it reads: give --hookpoint")
     try:
-        module = sae.hookpoint.module(pipeline.unet)
+        width = sae.hookpoint.width(denoiser(pipeline))
     except SaeuronError as error:
         which = f", {sae.base_model}," if sae.base_model else ""
         raise SaeuronError(f"{error}; give the model that the SAE was made for{which} as --model") from None
-    sae.check_width(torch.empty(0, module.config.in_channels))
+    sae.check_width(torch.empty(0, width))
 
 
 def fit(sae: SparseAutoencoder, pipeline: Pipeline) -> None:
@@ -140,7 +160,7 @@ def _load(path: Path, dtype: torch.dtype) -> Pipeline:
     try:
         pipeline = _load_folder(path, dtype) if path.is_dir() else _load_file(path, dtype)
     except Exception as error:  # diffusers raises many kinds; all of them mean the same to the user
-        raise SaeuronError(f"model {path} could not be loaded as Stable Diffusion: {_reason(error)}") from error
+        raise SaeuronError(f"model {path} could not be loaded: {_reason(error)}") from error
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
@@ -150,8 +170,10 @@ def _load(path: Path, dtype: torch.dtype) -> Pipeline:
 def _load_folder(path: Path, dtype: torch.dtype) -> Pipeline:
     if not (path / "model_index.json").exists():
         raise SaeuronError("it has no model_index.json, so it is no diffusers folder")
-    kind, options = _pipeline(str(read_json(path / "model_index.json").get("_class_name")))
-    return kind.from_pretrained(path, dtype=dtype, local_files_only=True, **_unchecked(kind), **options)
+    index = read_json(path / "model_index.json")
+    kind, options = _pipeline(str(index.get("_class_name")))
+    options = {name: None for name, part in index.items() if part == [None, None]} | options  # SD 3 without its T5
+    return kind.from_pretrained(path, dtype=dtype, local_files_only=True, **(_unchecked(kind) | options))
 
 
 def _load_file(path: Path, dtype: torch.dtype) -> Pipeline:
@@ -176,9 +198,10 @@ def _load_file(path: Path, dtype: torch.dtype) -> Pipeline:
 
 
 def _pipeline(name: str) -> tuple[type[Pipeline], dict]:
-    if name not in PIPELINES:
-        raise SaeuronError(f"a {name} is not supported yet; {' and '.join(PIPELINES)} are")
-    return PIPELINES[name]
+    known = [*PIPELINES, *TRANSFORMERS]
+    if name not in known:
+        raise SaeuronError(f"a {name} is not supported yet; the nearest that are: {nearest(name, known)}")
+    return PIPELINES.get(name) or (getattr(diffusers, name), {})
 
 
 def _unchecked(kind: type[Pipeline]) -> dict:

@@ -20,6 +20,8 @@ def add_lora(pipeline, path: Path) -> None:
     """Add the LoRA at ``path`` to the weights of ``pipeline``; SaeuronError where it is none, or of another model."""
     if not path.exists():
         raise SaeuronError(f"--lora {path} does not exist")
+    if not hasattr(pipeline, "unet"):
+        raise SaeuronError("--lora adds to a UNet, and this model is a transformer: give a folder that holds it merged")
     reader = StableDiffusionXLLoraLoaderMixin if hasattr(pipeline, "text_encoder_2") else StableDiffusionLoraLoaderMixin
     try:
         state, alphas = reader.lora_state_dict(str(path), unet_config=pipeline.unet.config, local_files_only=True)

@@ -7,12 +7,14 @@ from inspect import get_annotations
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from saeuron import Hookpoint, SaeuronError
+from saeuron.hookpoints import whole_timestep
 
 from ..common.options import Pictures
 from ..common.results import Plan
+from .denoiser import denoiser, options_of, reads_one_text
 from .hook import Edit, Tap, editing, hooked
 from .load import from_image
 
@@ -55,7 +57,7 @@ def check_size(height: int | None, width: int | None, multiple: int = 8) -> None
 
 @torch.no_grad()
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str] | torch.Tensor,
     seeds: Sequence[int],
     sampling: Sampling | None = None,
@@ -69,21 +71,24 @@ def generate(
     An image depends on its prompt and seed alone, not on the batch it is made in, so that runs with and without an edit
     are paired by seed.
     """
-    device, sampling = pipeline.unet.device, replace(sampling or Sampling(), **how)
+    device, sampling = denoiser(pipeline).device, replace(sampling or Sampling(), **how)
     encoded = isinstance(prompts, torch.Tensor)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = {"height": sampling.height, "width": sampling.width}
     if sampling.init_image is not None:
         pipeline = from_image(pipeline)
         options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
-    guided = sampling.guidance > 1
-    if hasattr(pipeline, "text_encoder_2"):  # SDXL's, which also wants what its second encoder pools
-        nothing = [sampling.negative_prompt] * len(seeds) if sampling.negative_prompt else None
-        options |= {"prompt": list(prompts), "negative_prompt": nothing}
-    else:
-        options["prompt_embeds"] = prompts if encoded else text_embeddings(pipeline, prompts, sampling.bf16)
-        nothing = text_embeddings(pipeline, [sampling.negative_prompt], sampling.bf16) if guided else None
+    if reads_one_text(pipeline):
+        guided, bf16 = sampling.guidance > 1, sampling.bf16
+        options["prompt_embeds"] = prompts if encoded else text_embeddings(pipeline, prompts, bf16)
+        nothing = text_embeddings(pipeline, [sampling.negative_prompt], bf16) if guided else None
         options["negative_prompt_embeds"] = nothing.expand(len(seeds), -1, -1) if guided else None
+        options["guidance_scale"] = sampling.guidance
+    else:
+        options["prompt"] = list(prompts)
+        options |= options_of(pipeline, sampling.guidance, sampling.negative_prompt, len(seeds))
+    if not hasattr(pipeline, "do_classifier_free_guidance"):
+        pipeline._guidance_scale = sampling.guidance  # which PixArt's call keeps to itself
     with (
         hooked(pipeline, taps or {}, sampling.mask),
         torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16),
@@ -91,7 +96,6 @@ def generate(
         images = pipeline(
             generator=generators,
             num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
             output_type="pt",
             **options,
         ).images
@@ -102,8 +106,8 @@ _texts: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def text_embeddings(pipeline: StableDiffusionPipeline, prompts: Sequence[str], bf16: bool = False) -> torch.Tensor:
-    """What the UNet is told ``[B, length, d_text]``; every text is encoded once as long as its encoder lives."""
+def text_embeddings(pipeline: DiffusionPipeline, prompts: Sequence[str], bf16: bool = False) -> torch.Tensor:
+    """What a UNet of SD 1 or 2 is told ``[B, length, d_text]``; a text is encoded once as long as its encoder lives."""
     encoder = pipeline.text_encoder
     known = _texts.setdefault(encoder, {})
     new = list(dict.fromkeys(text for text in prompts if (text, bf16) not in known))
@@ -116,7 +120,7 @@ def text_embeddings(pipeline: StableDiffusionPipeline, prompts: Sequence[str], b
 
 
 def draw_all(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     rows: Sequence[Mapping[str, str]],
     seeds: Sequence[int],
     sampling: Sampling,
@@ -131,7 +135,7 @@ def draw_all(
     return torch.cat(parts)
 
 
-def plan(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: int, bytes: int = 0) -> Plan:
+def plan(pipeline: DiffusionPipeline, sampling: Sampling, pictures: int, bytes: int = 0) -> Plan:
     """What it takes to draw so many ``pictures``, as two tell that are drawn now in one step and in two."""
     taken = []
     for steps in (1, 1, 2):  # the first warms up
@@ -140,3 +144,27 @@ def plan(pipeline: StableDiffusionPipeline, sampling: Sampling, pictures: int, b
         taken.append(time.perf_counter() - began)
     each = taken[1] + (sampling.steps - 1) * max(taken[2] - taken[1], 0.0)
     return Plan({"pictures": pictures, "denoising steps": pictures * sampling.steps}, bytes, pictures * each)
+
+
+class _Reached(Exception):
+    pass
+
+
+def timesteps_of(pipeline: DiffusionPipeline, sampling: Sampling) -> list[int]:
+    """The timesteps that ``sampling`` goes through, by the names that recordings and tables give them."""
+    if hasattr(pipeline, "unet"):
+        pipeline.scheduler.set_timesteps(sampling.steps)
+        return [whole_timestep(t) for t in pipeline.scheduler.timesteps]
+
+    def reached(*_: object) -> None:
+        raise _Reached
+
+    # Each pipeline of a transformer shifts its own timesteps by the picture's size, in its call and nowhere else.
+    handle = denoiser(pipeline).register_forward_pre_hook(reached)
+    try:
+        generate(pipeline, [""], [0], sampling, init_image=None, mask=None)
+    except _Reached:
+        return [whole_timestep(t) for t in pipeline.scheduler.timesteps]
+    finally:
+        handle.remove()
+    raise AssertionError("a pipeline calls its model")

@@ -18,6 +18,7 @@ from ..common.bundles import open_bundle, targets
 from ..common.progress import track
 from ..common.results import report, table
 from ..common.resume import piece
+from ..diffusion.denoiser import reads_one_text
 from ..diffusion.hook import Edit, editing, hooked
 from ..diffusion.sampling import draw_all, generate, plan
 from .commands import Attack
@@ -54,9 +55,10 @@ def run(config: Attack) -> None:
 
 def check_attackable(pipeline: StableDiffusionPipeline) -> None:
     """Raise SaeuronError where ``pipeline`` has not the one text encoder that an attack differentiates."""
-    if hasattr(pipeline, "text_encoder_2"):
+    if not reads_one_text(pipeline):
         raise SaeuronError(
-            "an attack goes through one text encoder, and SDXL has two: give an SD 1.x or 2.x as --model"
+            "an attack goes through the one text encoder of an SD 1.x or 2.x, and this model has others: "
+            "give such a one as --model"
         )
 
 

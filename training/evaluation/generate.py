@@ -15,6 +15,7 @@ from ..common.progress import console, track
 from ..common.prompts import digest, read_prompts
 from ..common.results import table, tell
 from ..common.resume import claim
+from ..diffusion.denoiser import own_side
 from ..diffusion.hook import Edit
 from ..diffusion.load import fit, identity, open_model
 from ..diffusion.sampling import Sampling, draw_all, plan
@@ -41,7 +42,7 @@ def run(config: Generate) -> None:
             own = build_edits(bundle.sae, bundle.table, settings)
             edits.setdefault(bundle.sae.hookpoint, []).extend(own)
     if config.dry_run:
-        pixels = 3 * pipeline.unet.config.sample_size**2 * pipeline.vae_scale_factor**2
+        pixels = 3 * own_side(pipeline) ** 2
         plan(pipeline, sampling, 2 * len(rows), 2 * len(rows) * pixels).tell(config)
         return
     made_with = {"sae": [bundle.sae.fingerprint for bundle in bundles], "model": identity(config.model, pipeline)}

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from saeuron import SaeuronError, SparseAutoencoder
 from saeuron.atlas import Atlas, Survey, merge_atlases
@@ -16,6 +16,7 @@ from ..common.progress import track
 from ..common.prompts import digest, read_prompts, shuffled
 from ..common.results import table, tell
 from ..common.resume import claim
+from ..diffusion.hook import reading
 from ..diffusion.load import check_fits, identity, open_model
 from ..diffusion.sampling import Sampling, generate, plan
 from .commands import BuildAtlas
@@ -46,7 +47,7 @@ def run(config: BuildAtlas) -> None:
 
 
 def build(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     sae: SparseAutoencoder,
     schedule: list[dict[str, str]],
     sampling: Sampling,
@@ -70,7 +71,7 @@ def build(
         prompts = [schedule[number]["prompt"] for number in numbers]
         survey = Surveyor(sae, len(prompts), sampling)
         seeds = [seed * 1_000_003 + number for number in numbers]
-        images = generate(pipeline, prompts, seeds, sampling, {sae.hookpoint: survey.tap})
+        images = generate(pipeline, prompts, seeds, sampling, {sae.hookpoint: reading(survey.see)})
         seen = survey.of(images).finish()
         if atlas is None:
             about = {"steps": sampling.steps, "guidance": sampling.guidance, **(settings or {})}
@@ -93,14 +94,13 @@ class Surveyor:
         self.sae, self.pictures, self.sampling = sae, pictures, sampling
         self.survey: Survey | None = None
 
-    def tap(self, tokens, timestep, conditional):
+    def see(self, tokens, timestep, _unguided=None):
         if self.survey is None:
             height, width = self.sampling.height or 1, self.sampling.width or 1
             if not (self.sampling.height and self.sampling.width):
                 height = width = 1  # models draw squares unless they are told otherwise
             self.survey = Survey(self.sae, self.pictures, *shape_of(tokens.shape[1], height / width))
-        self.survey.see(tokens[conditional], timestep)
-        return tokens
+        self.survey.see(tokens, timestep)
 
     def of(self, images) -> Survey:
         height, width = images.shape[-2:]

@@ -10,6 +10,7 @@ from ..common.progress import console
 from ..common.prompts import concepts, digest, labels, read_prompts, shuffled
 from ..common.results import Plan, tell
 from ..common.resume import claim
+from ..diffusion.denoiser import denoiser
 from ..diffusion.load import Pipeline, identity, open_model
 from ..diffusion.sampling import Sampling, plan
 from . import train as training
@@ -99,7 +100,7 @@ def _cost(
 ) -> Plan:
     """What all stages take: two pictures are drawn and two steps trained that count for nothing."""
     hookpoint = Hookpoint(config.hookpoint, config.site)
-    d_in = hookpoint.module(pipeline.unet).config.in_channels
+    d_in = hookpoint.width(denoiser(pipeline))
     count = prompts if config.images is None else config.images
     taken = 0 if config.stream else check_size(recipe, count, {hookpoint: d_in})
     if count < 2:

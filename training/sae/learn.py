@@ -17,8 +17,9 @@ from ..common.progress import console, track
 from ..common.prompts import read_prompts
 from ..common.results import tell
 from ..common.resume import claim
+from ..diffusion.hook import reading
 from ..diffusion.load import Pipeline, fit, identity, open_model
-from ..diffusion.sampling import Sampling, generate, plan
+from ..diffusion.sampling import Sampling, generate, plan, timesteps_of
 from .commands import Learn
 from .noised import TIMESTEPS, check_apart, look, pictures_in
 
@@ -106,8 +107,7 @@ def begin_prompts(
     identity: object = None,
 ) -> Learner:
     """A learner of prompts that are drawn; ``path`` keeps finished ones, ``identity`` says of which model they are."""
-    pipeline.scheduler.set_timesteps(sampling.steps)
-    timesteps = [whole_timestep(t) for t in pipeline.scheduler.timesteps]
+    timesteps = timesteps_of(pipeline, sampling)
     sampler = type(pipeline.scheduler).__name__  # the config names it only where it came from a file
     made_with = [vars(sampling), seed, *([] if identity is None else [identity, sampler])]
     return Learner(sae, lesson, timesteps, made_with, path)
@@ -122,13 +122,11 @@ def learn(learner: Learner, pipeline: Pipeline, sampling: Sampling, seed: int) -
     for numbers in track([batch for batch in batches if waiting & set(batch)], f"learning {lesson.name}"):
         seen: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
-        def tap(tokens, timestep, conditional, seen=seen):
-            unguided = tokens[: conditional.start] if conditional.start else None
-            seen[whole_timestep(timestep)] = tokens[conditional], unguided
-            return tokens
+        def see(tokens, timestep, unguided, seen=seen):
+            seen[whole_timestep(timestep)] = tokens, unguided
 
         prompts = [lesson.prompts[number][0] for number in numbers]
-        generate(pipeline, prompts, [seed * 1_000_003 + n for n in numbers], sampling, {hookpoint: tap})
+        generate(pipeline, prompts, [seed * 1_000_003 + n for n in numbers], sampling, {hookpoint: reading(see)})
         for place, number in enumerate(numbers):
             own = {
                 t: (tokens[place : place + 1], None if unguided is None else unguided[place : place + 1])

@@ -46,6 +46,8 @@ def look(
     pipeline: Pipeline, path: Path, text: str, seed: int, sampling: Sampling, hookpoint: Hookpoint
 ) -> dict[int, tuple[torch.Tensor, None]]:
     """By timestep the tokens ``[1, N, d_in]`` of one picture under ``text``, one model call at each of `TIMESTEPS`."""
+    if not hasattr(pipeline, "unet"):
+        raise SaeuronError("pictures are noised as a UNet's are, and this model is a transformer: give prompts")
     unet, seen, tokens = pipeline.unet, {}, []
     side = unet.config.sample_size * pipeline.vae_scale_factor
     height, width = sampling.height or side, sampling.width or side

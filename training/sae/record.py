@@ -19,6 +19,8 @@ from ..common.progress import track
 from ..common.prompts import read_prompts, shuffled
 from ..common.results import tell
 from ..common.resume import remove
+from ..diffusion.denoiser import denoiser
+from ..diffusion.hook import reading
 from ..diffusion.load import Pipeline, identity, open_model
 from ..diffusion.sampling import Sampling, generate, plan
 from .commands import Record
@@ -38,7 +40,7 @@ def record(config: Record) -> list[Path]:
     sampling = Sampling.of(config)
     pipeline = open_model(config)
     hookpoints = [Hookpoint(name, config.site) for name in config.hookpoints]
-    widths = {h: h.module(pipeline.unet).config.in_channels for h in hookpoints}
+    widths = {h: h.width(denoiser(pipeline)) for h in hookpoints}
     size = check_size(config, count, widths)
     folders = [config.output / hookpoint.name for hookpoint in hookpoints]
     if config.dry_run:
@@ -136,8 +138,7 @@ def draw(
         generators = [torch.Generator().manual_seed(config.seed * 7919 + number) for number in numbers]
 
         def tap_for(hookpoint, numbers=numbers, generators=generators):
-            def tap(tokens, timestep, conditional):
-                kept = tokens[conditional]
+            def see(kept, timestep, _unguided):
                 width = min(config.tokens_per_map, kept.shape[1])
                 random = torch.stack([torch.rand(kept.shape[1], generator=generator) for generator in generators])
                 places = random.topk(width, 1).indices
@@ -150,9 +151,8 @@ def draw(
                         places.flatten(),
                     )
                 )
-                return tokens
 
-            return tap
+            return reading(see)
 
         taps = {hookpoint: tap_for(hookpoint) for hookpoint in hookpoints}
         generate(pipeline, [row["prompt"] for row in rows], seeds, sampling, taps)

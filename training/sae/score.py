@@ -4,11 +4,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from saeuron import ConceptStatistics, ConceptTable, SaeuronError, SparseAutoencoder
 from saeuron.concept_table import WholeTable
-from saeuron.hookpoints import whole_timestep
 
 from ..common.bundles import open_sae
 from ..common.processes import barrier, is_main, merge, processes, rank, share
@@ -16,8 +15,9 @@ from ..common.progress import track
 from ..common.prompts import concepts, digest, labels, read_prompts, shuffled
 from ..common.results import table, tell
 from ..common.resume import claim, remove
+from ..diffusion.hook import reading
 from ..diffusion.load import check_fits, identity, open_model
-from ..diffusion.sampling import Sampling, generate, plan
+from ..diffusion.sampling import Sampling, generate, plan, timesteps_of
 from .commands import Score
 
 SAVE_EVERY = 60.0
@@ -50,7 +50,7 @@ def run(config: Score) -> None:
 
 
 def check(
-    pipeline: StableDiffusionPipeline, sae: SparseAutoencoder, rows: Sequence[dict[str, str]], images: int | None
+    pipeline: DiffusionPipeline, sae: SparseAutoencoder, rows: Sequence[dict[str, str]], images: int | None
 ) -> tuple[int, dict[str, str]]:
     """How many pictures are drawn, and concept → kind. Raises SaeuronError where something does not fit."""
     check_fits(sae, pipeline)
@@ -63,7 +63,7 @@ def check(
 
 
 def scored(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     sae: SparseAutoencoder,
     rows: Sequence[dict[str, str]],
     sampling: Sampling,
@@ -84,7 +84,7 @@ def scored(
 
 
 def score(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     sae: SparseAutoencoder,
     rows: Sequence[dict[str, str]],
     sampling: Sampling,
@@ -99,8 +99,7 @@ def score(
     """
     count, kinds = check(pipeline, sae, rows, images)
     schedule = shuffled(rows, count, seed)
-    pipeline.scheduler.set_timesteps(sampling.steps)
-    timesteps = sorted({whole_timestep(t) for t in pipeline.scheduler.timesteps})
+    timesteps = sorted(set(timesteps_of(pipeline, sampling)))
     statistics = ConceptStatistics(kinds, timesteps, sae.n_latents, sae.fingerprint, sae.origin)
     starts, done, saved = share(range(0, count, sampling.batch)), 0, time.monotonic()
     own = f"part-{rank()}-of-{processes()}-by-{sampling.batch}"
@@ -110,13 +109,11 @@ def score(
         picked = schedule[start : start + sampling.batch]
         names = [list(labels(row).values()) for row in picked]
 
-        def tap(tokens, timestep, conditional, names=names):
-            unguided = tokens[: conditional.start] if conditional.start else None
-            statistics.observe(sae, names, timestep, tokens[conditional], unguided)
-            return tokens
+        def see(tokens, timestep, unguided, names=names):
+            statistics.observe(sae, names, timestep, tokens, unguided)
 
         seeds = [seed * 1_000_003 + start + n for n in range(len(picked))]
-        generate(pipeline, [row["prompt"] for row in picked], seeds, sampling, {sae.hookpoint: tap})
+        generate(pipeline, [row["prompt"] for row in picked], seeds, sampling, {sae.hookpoint: reading(see)})
         done += 1
         if output and done < len(starts) and time.monotonic() - saved > SAVE_EVERY:
             before = [path.name for path in output.parent.glob(f"{output.stem}.{own}-*")]

@@ -19,9 +19,10 @@ from saeuron.recording import Tokens, mixed, settings_digest
 from ..common.processes import processes, share, whole
 from ..common.prompts import read_prompts, shuffled
 from ..common.results import Plan
+from ..diffusion.denoiser import denoiser, own_side
 from ..diffusion.hookpoints import places
 from ..diffusion.load import Pipeline, open_model
-from ..diffusion.sampling import Sampling, plan
+from ..diffusion.sampling import Sampling, plan, timesteps_of
 from .commands import Record
 from .record import check_counts, described, draw
 
@@ -117,7 +118,7 @@ class Streamed:
         self.recipe, self.sampling = recipe, Sampling.of(recipe)
         self.pipeline = pipeline or open_model(recipe)
         self.hookpoint = Hookpoint(recipe.hookpoints[0], recipe.site)
-        self.d_in = self.hookpoint.module(self.pipeline.unet).config.in_channels
+        self.d_in = self.hookpoint.width(denoiser(self.pipeline))
         self.per_picture = self._per_picture()
         self.settings = described(recipe, self.pipeline)
         self.digest = settings_digest(self.settings, self.hookpoint, self.d_in)
@@ -170,9 +171,8 @@ class Streamed:
 
     def _per_picture(self) -> int:
         """The tokens kept of a picture: some of each map, and a map each time that the model is called."""
-        unet, scale = self.pipeline.unet, self.pipeline.vae_scale_factor
-        own = unet.config.sample_size * scale
+        scale, own = self.pipeline.vae_scale_factor, own_side(self.pipeline)
         height, width = ((given or own) // scale for given in (self.recipe.height, self.recipe.width))
-        sizes = {name: rows * columns for name, _, rows, columns in places(unet, height, width)}
-        self.pipeline.scheduler.set_timesteps(self.recipe.steps)
-        return len(self.pipeline.scheduler.timesteps) * min(self.recipe.tokens_per_map, sizes[self.hookpoint.name])
+        sizes = {name: rows * columns for name, _, rows, columns in places(denoiser(self.pipeline), height, width)}
+        per_map = min(self.recipe.tokens_per_map, sizes[self.hookpoint.name])
+        return per_map * len(timesteps_of(self.pipeline, self.sampling))

@@ -1,7 +1,9 @@
 """These tests run in ComfyUI's own interpreter, started by ``test_inside.py``; elsewhere nothing is collected."""
 
 import importlib.util
+import json
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -89,6 +91,27 @@ def sample(tinycanvas, prompt):
         )
 
     return run
+
+
+@pytest.fixture
+def hollow():
+    """A checkpoint of a model of ``config``, all header: its weights are a hole in the file, which takes no room."""
+    import torch
+
+    def write(config, path):
+        config.set_inference_dtype(torch.float16, None)
+        header, offset = {}, 0
+        for name, tensor in config.get_model({}, device=torch.device("meta")).diffusion_model.state_dict().items():
+            offsets = [offset, offset := offset + 2 * tensor.numel()]
+            about = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": offsets}
+            header[f"model.diffusion_model.{name}"] = about
+        written = json.dumps(header).encode()
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", len(written)) + written)
+            file.truncate(8 + len(written) + offset)
+        return path
+
+    return write
 
 
 def hooks_left(model) -> int:

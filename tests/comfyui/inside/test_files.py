@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import struct
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +78,11 @@ def test_what_a_header_tells_follows_the_file(pack, saes, sae):
         ("sdxl_up.0.1/model.pt", "unet.up_blocks.0.attentions.1"),
         ("mid_block_attentions_0/ae.pt", "unet.mid_block.attentions.0"),
         ("models--bcywinski--SAeUron_coco/snapshots/3f2a/sae.safetensors", "unet.up_blocks.1.attentions.1"),
+        ("SAE_flux_18/state_dict.pth", "transformer.transformer_blocks.18"),
+        ("cc3m-FLUX.1-dev.transformer_blocks.18-1/model.safetensors", "transformer.transformer_blocks.18"),
+        ("flux_single_transformer_blocks.9_k32.safetensors", "transformer.single_transformer_blocks.9"),
+        ("z-image/transformer.layers.12/sae.safetensors", "transformer.layers.12"),
+        ("unet.mid_block.attentions.0.transformer_blocks.3/sae.safetensors", "unet.mid_block.attentions.0"),
         ("backup/sae.safetensors", None),
         ("group-2-1/sae.safetensors", None),
     ],
@@ -125,13 +129,12 @@ def test_a_file_of_torch_is_offered_read_and_told_of(pack, sdxl_unbox):
 def test_a_pickle_with_code_is_refused(pack, sdxl_unbox):
     with open(sdxl_unbox / "state_dict.pth", "wb") as file:
         pickle.dump({"state_dict": Path("x")}, file)
-    with pytest.raises(ValueError, match="never unpickled") as refused:
+    with pytest.raises(ValueError, match=r"asks for pathlib\.PosixPath") as refused:
         pack("loader").SaeLoader.execute(f"{sdxl_unbox.parent.name}/final/state_dict.pth")
     assert str(sdxl_unbox) not in str(refused.value)
 
 
-def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, tmp_path):
-    import comfy.model_base
+def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, hollow, tmp_path):
     import comfy.supported_models
 
     config = comfy.supported_models.SD15(
@@ -146,19 +149,8 @@ def test_a_models_blocks_are_read_from_the_header_of_its_checkpoint(pack, tmp_pa
         | {"transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3}
         | {"transformer_depth_middle": 1, "num_heads": 8, "use_spatial_transformer": True, "adm_in_channels": None}
     )
-    config.set_inference_dtype(torch.float16, None)
-    unet = comfy.model_base.BaseModel(config, device=torch.device("meta")).diffusion_model
-    header, offset = {}, 0
-    for name, tensor in unet.state_dict().items():
-        size = 2 * tensor.numel()
-        offsets = [offset, offset := offset + size]
-        header[f"model.diffusion_model.{name}"] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": offsets}
-    written = json.dumps(header).encode()
-    with open(tmp_path / "sd15.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(written)) + written)
-        file.truncate(8 + len(written) + offset)  # a hole, which takes no room
     models, files = pack("host.model_files"), pack("host.files")
-    blocks = models._blocks(*files.stamp(tmp_path / "sd15.safetensors"))
+    blocks = models._blocks(*files.stamp(hollow(config, tmp_path / "sd15.safetensors")))
     assert len(blocks) == 16 and blocks["unet.up_blocks.1.attentions.1"] == 1280
     assert blocks["unet.down_blocks.0.attentions.0"] == 320
     (tmp_path / "none.safetensors").write_bytes(b"nothing of the kind")

@@ -289,7 +289,5 @@ def test_a_hookpoint_that_is_not_there_names_the_nearest(tinycanvas, pack, sae):
 
 def test_an_sae_of_another_width_is_refused(tinycanvas, pack, sae):
     wide = pack("saeuron.autoencoder", "").SparseAutoencoder(1280, 2560, 4)
-    blocks = pack("host.blocks")
-    block = blocks.block_of(tinycanvas[0].model, sae.hookpoint)
     with pytest.raises(ValueError, match=r"1280.*128"):
-        blocks.check_width(wide, block, sae.hookpoint)
+        pack("host.blocks").check_width(wide, tinycanvas[0].model, sae.hookpoint)

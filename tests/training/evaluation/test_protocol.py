@@ -210,6 +210,7 @@ def test_what_a_model_should_predict_depends_on_what_it_was_trained_to(pipeline,
         expected(other, clean, noise, 0.6, 0.8)
 
 
-def test_sdxl_is_told_that_it_cannot_be_attacked():
-    with pytest.raises(SaeuronError, match=r"SDXL has two: give an SD 1.x or 2.x as --model"):
-        check_attackable(SimpleNamespace(text_encoder_2=None))
+@pytest.mark.parametrize("pipeline", [{"unet": None, "text_encoder_2": None}, {"transformer": None}])
+def test_sdxl_and_transformers_are_told_that_they_cannot_be_attacked(pipeline):
+    with pytest.raises(SaeuronError, match=r"the one text encoder of an SD 1\.x or 2\.x"):
+        check_attackable(SimpleNamespace(**pipeline))
