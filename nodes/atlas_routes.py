@@ -1,17 +1,19 @@
 """What the atlas panel asks the server. An atlas goes by the name of its SAE; no path comes in or goes out."""
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from ..saeuron import SaeuronError
+from ..saeuron import SaeuronError, read_assignment
 from ..saeuron.atlas import Atlas, sheets
 from ..saeuron.atlas.cards import curve_of, read_cards
 from ..saeuron.atlas.labels import LONGEST
 from ..saeuron.files import parse_json, write_atomically
+from .concept_text import match_name
 from .host import atlases, files, headers, workflow
 from .seen import GONE, search_by_brush, seen_pictures
 
@@ -88,7 +90,7 @@ def latent(given: dict) -> dict:
         if picture >= 0
     ]
     about = {"curve": curve_of(atlas, number), "pictures": pictures, "concepts": scores_of(name, number)}
-    return about | {"pair": atlases.pair_time(name, number)}
+    return about | {"concept": concept_of(name, number), "pair": atlases.pair_time(name, number)}
 
 
 def crop(given: dict) -> bytes:
@@ -199,7 +201,7 @@ def encoded(image) -> bytes:
 
 def scores_of(name: str, number: int) -> list[dict]:
     """The concepts of the SAE's own table for which this latent scores highest."""
-    table = table_of(name, files.stamp(*files.sources(name)))
+    table = bundle_of(name).table
     if table is None:
         return []
     known = headers.offered(table.concepts)
@@ -208,11 +210,35 @@ def scores_of(name: str, number: int) -> list[dict]:
     return [{"concept": concept, "score": round(score, 4)} for concept, score in best if score > 0]
 
 
-@lru_cache(maxsize=4)
-def table_of(name: str, _stamp: object):
+def concept_of(name: str, number: int) -> str:
+    """The concept of the SAE's own table that a latent stands for: by its label, else its first word, or assigned.
+
+    Empty where there is none.
+    """
+    bundle = bundle_of(name)
+    known = headers.offered(bundle.table.concepts) if bundle.table is not None else {}
+    label = atlases.labels_of(name).get(str(number))
+    called = label["text"] if label else read_cards(atlases.checked_folder(name))["words"][number].partition(" ")[0]
+    names = [called] if known else []
+    with contextlib.suppress(SaeuronError):
+        names += [one for one, own in read_assignment(bundle.sae).items() if own == number and known]
+    for one in names:
+        with contextlib.suppress(SaeuronError):
+            if (concept := match_name(one, bundle.table)) in known:
+                return concept
+    return ""
+
+
+def bundle_of(name: str):
+    """The SAE with its table, read again only when its files have changed."""
+    return _bundle(name, files.stamp(*files.sources(name)))
+
+
+@lru_cache(maxsize=2)
+def _bundle(name: str, _stamp: object):
     from ..saeuron.checkpoints import load_bundle
 
-    return load_bundle(files.path(name)).table
+    return load_bundle(files.path(name))
 
 
 @lru_cache(maxsize=2048)

@@ -20,6 +20,8 @@ TAB = "() => app.extensionManager.sidebarTab.toggleSidebarTab('saeuron-atlas')"
 CARDS, OPEN = ".saeuron-card", ".saeuron-open"
 WRITTEN = """() => app.graph.findNodesByType("SAeUronSteerPatch").map((node) =>
   node.widgets.find((widget) => widget.name === "latents").value)"""
+CHOSEN = """() => app.graph.findNodesByType("SAeUronConceptSelector").map((node) =>
+  node.widgets.find((widget) => widget.name === "concepts").value).filter(Boolean)"""
 LOADED = """(within) => {
   const images = [...document.querySelectorAll(within + " img")].filter((one) => one.src);
   return images.length && images.every((one) => one.complete && one.naturalWidth);
@@ -73,14 +75,16 @@ def test_neon_is_found_by_word_taken_out_and_gone(open_atlas, server, theme):
     search(page, "neon")
     seen(page, ".saeuron-grid")
     screenshot(page, f"atlas-{theme}")
-    latent = open_best(page)
+    open_best(page)
     seen(page, OPEN)
     screenshot(page, f"atlas-card-{theme}")
     page.get_by_role("button", name="remove", exact=True).click()
-    assert page.evaluate(WRITTEN)[0].startswith(f"{latent} neon")
+    page.wait_for_function(f"() => ({CHOSEN})().length")
+    assert page.evaluate(CHOSEN) == ["neon"] and page.evaluate(WRITTEN) == []
     page.locator(OPEN).focus()
     queue(page, server)
-    assert judged(shown(page, server))["style"].count("neon") == 0
+    after = judged(shown(page, server))
+    assert after["style"].count("neon") == 0 and after["object"].count("heart") >= 3
     assert page.evaluate(STRANGERS) == [] and page.errors == []
     screenshot(page, f"atlas-removed-{theme}")
 
@@ -114,7 +118,9 @@ def test_what_is_brushed_leads_to_the_card_found_by_word(open_atlas, server):
 def test_a_label_is_text_and_still_there_after_a_reload(open_atlas):
     page = open_atlas(True)
     search(page, "neon")
-    latent = open_best(page)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    latent = open_best(page)  # the second: the first is assigned to the concept
     text = "<img src=x onerror=alert(1)> rim"
     page.get_by_role("textbox", name="label").fill(text)
     page.keyboard.press("Enter")
@@ -127,6 +133,10 @@ def test_a_label_is_text_and_still_there_after_a_reload(open_atlas):
     assert text in page.locator(CARDS).first.inner_text()
     assert open_best(page) == latent
     assert page.locator(f"{OPEN} img[src=x]").count() == 0
+    # It is no concept of the table's by this name, so that it is taken out by itself, under its name.
+    page.get_by_role("button", name="remove", exact=True).click()
+    page.wait_for_function(f"() => ({WRITTEN})().length")
+    assert page.evaluate(WRITTEN) == [f"{latent} {text}: x-4"]
     page.get_by_role("textbox", name="label").fill("")
     page.keyboard.press("Enter")
     page.wait_for_timeout(500)

@@ -39,6 +39,18 @@ def test_a_card_tells_of_its_pictures_and_its_concepts(server):
     assert crop.format == "WEBP" and max(crop.size) == 96
 
 
+def test_a_latent_is_taken_out_as_the_concept_that_it_is_called(server):
+    card = server.get_json("/saeuron/atlas/latent", sae=SAE, latent=251)
+    assert card["concept"] == "neon"  # its prompts' first word, and it is assigned to it
+    asked = {"sae": SAE, "latent": 218}
+    try:
+        for label, concept in (("Hearts", "heart"), ("my own", "")):
+            server.post("/saeuron/atlas/label", asked | {"text": label})
+            assert server.get_json("/saeuron/atlas/latent", **asked)["concept"] == concept
+    finally:
+        server.post("/saeuron/atlas/label", asked | {"text": ""})
+
+
 @pytest.mark.parametrize("path", ["cards", "latent", "crop", "pair"])
 def test_only_saes_that_are_offered_are_opened(server, path):
     for name in ("../../etc", "/etc/passwd", "", "nothing.safetensors", "tinycanvas.atlas"):

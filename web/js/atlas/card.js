@@ -8,7 +8,7 @@ import { ask, pictureUrl, tell } from "./server.js";
 
 const ACTIONS = {
   steer: "Put a Feature Steer Patch for this latent into the graph (or add it to the selected one)",
-  remove: "Take what this latent stands for out of the pictures",
+  remove: "Turn this latent over: what it stands for goes, and some of the picture goes with it",
   watch: "Put a Feature Probe for this latent into the graph",
 };
 
@@ -39,7 +39,7 @@ export class Card {
     if (this.latent !== latent || this.root.hidden) return;
     this.root.replaceChildren(
       this.head(),
-      this.buttons(),
+      this.buttons(about.concept),
       this.crops(about.pictures),
       this.words(),
       this.facts(about),
@@ -82,9 +82,11 @@ export class Card {
     this.labelled();
   }
 
-  buttons() {
+  buttons(concept = "") {
+    const known = `Take the concept ${concept} out, by Concept Selector and Feature Ablate Patch`;
+    const about = { ...ACTIONS, ...(concept && { remove: known }) };
     const button = (name) =>
-      h("button", { title: `${ACTIONS[name]} (${name[0]})`, onclick: () => this.actions[name](this.latent) }, name);
+      h("button", { title: `${about[name]} (${name[0]})`, onclick: () => this.actions[name](this.latent) }, name);
     return h("div", { className: "buttons" }, Object.keys(ACTIONS).map(button));
   }
 

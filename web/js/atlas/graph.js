@@ -1,9 +1,11 @@
 // From a card into the graph: the right node, filled in and connected, or one more latent in the node that is selected.
 
 import { app } from "../../../../scripts/app.js";
+import { source, widget } from "../graph.js";
+import { isChosen, toggled } from "../names.js";
 import { title } from "./grid.js";
+import { ask } from "./server.js";
 
-const widget = (node, name) => node.widgets?.find((one) => one.name === name);
 const input = (node, name) => node.inputs?.findIndex((one) => one.name === name) ?? -1;
 
 function set(node, name, value) {
@@ -18,20 +20,42 @@ const written = (cards, latent) => {
   return name === "—" ? `${latent}` : `${latent} ${name}`;
 };
 
+const SELECTOR = "SAeUronConceptSelector";
+const ABLATE = "SAeUronAblatePatch";
+
 export const round = (value) => Number(value.toPrecision(2));
 const ADDED = 1; // of the largest activation seen: what brings a latent's thing into a picture
 const REMOVED = -4; // what its activations are multiplied with: turning them off alone hardly shows
 
-export const lines = {
-  steer: (cards, latent) => `${written(cards, latent)}: +${round(ADDED * cards.peak[latent])}`,
-  remove: (cards, latent) => `${written(cards, latent)}: x${REMOVED}`,
-};
-
 export const actions = {
-  steer: (sae, cards, latent, at) => put("SAeUronSteerPatch", sae, lines.steer(cards, latent), "; ", at),
-  remove: (sae, cards, latent, at) => put("SAeUronSteerPatch", sae, lines.remove(cards, latent), "; ", at),
+  steer: (sae, cards, latent, at) =>
+    put("SAeUronSteerPatch", sae, `${written(cards, latent)}: +${round(ADDED * cards.peak[latent])}`, "; ", at),
+  // A concept that the SAE's table knows is taken out by the table, which spares the rest of the picture.
+  remove: async (sae, cards, latent) => {
+    const { concept } = await ask("latent", { sae, latent });
+    if (concept) return ablate(sae, concept);
+    return put("SAeUronSteerPatch", sae, `${written(cards, latent)}: x${REMOVED}`, "; ");
+  },
   watch: (sae, cards, latent, at) => put("SAeUronFeatureProbe", sae, String(latent), ", ", at),
 };
+
+function ablate(sae, concept) {
+  const graph = app.canvas.graph ?? app.graph;
+  const chosen = Object.values(app.canvas.selected_nodes ?? {});
+  const selected = chosen.find((node) => node.comfyClass === SELECTOR) ?? source(chosen.find((node) => node.comfyClass === ABLATE), "concepts");
+  const selector = selected?.comfyClass === SELECTOR ? selected : LiteGraph.createNode(SELECTOR);
+  if (selector !== selected) {
+    const patch = place(graph, ABLATE, sae, chosen);
+    selector.pos = free(graph, [patch.pos[0] - selector.size[0] - 40, patch.pos[1]], selector.size);
+    graph.add(selector);
+    loaderOf(graph, sae, selector).connect(0, selector, input(selector, "sae"));
+    selector.connect(0, patch, input(patch, "concepts"));
+    set(selector, "concepts", "");
+  }
+  const text = widget(selector, "concepts").value;
+  if (!isChosen(text, concept)) set(selector, "concepts", toggled(text, concept));
+  return select(graph, selector);
+}
 
 function put(type, sae, text, between, at) {
   const graph = app.canvas.graph ?? app.graph;
@@ -43,6 +67,10 @@ function put(type, sae, text, between, at) {
   const own = text.split(/[\s:]/)[0];
   if (!selected || !before) set(node, "latents", text);
   else if (!numbers.includes(own)) set(node, "latents", `${before}${between}${text}`);
+  return select(graph, node);
+}
+
+function select(graph, node) {
   app.canvas.deselectAll?.();
   app.canvas.selectNode?.(node);
   graph.setDirtyCanvas(true, true);
