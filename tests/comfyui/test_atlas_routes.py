@@ -63,6 +63,7 @@ def number(name: str, most: int) -> str:
 
 PATH = "/saeuron/atlas"
 CARD = {"sae": SAE, "latent": 251}
+BRUSH = "a brush is rows of numbers, up to 64 a side"
 GONE = "this picture is no longer kept: run its workflow again"
 STRAY = "this picture is not among the previews of this session: draw the pair again"
 
@@ -139,7 +140,7 @@ def test_a_brush_is_rows_of_numbers_over_a_picture_that_was_seen(server, load):
     assert server.post(f"{PATH}/brush", asked | {"brush": [[1, 1], [0, 0]]})["latents"]
     for brush in ("all", [], [[]], [["1"]], [[1], [1, 2]], [[1] * 65]):
         told = refused(server.post, f"{PATH}/brush", asked | {"brush": brush})
-        assert told == "a brush is rows of numbers, up to 64 a side"
+        assert told == BRUSH
 
 
 def test_a_broken_atlas_is_told_without_where_it_lies(server):
