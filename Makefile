@@ -56,9 +56,26 @@ fuzz: .venv/.installed
 kills: .venv/.installed
 	.venv/bin/python -m tests.kills record train learn --times 100
 
+# What shows only after long work in ComfyUI and in the bench: half an hour.
+.PHONY: endurance mutants
+endurance: .venv/.installed
+	.venv/bin/python -m tests.endurance
+
+# Mutants of saeuron/, a sample of them: what the tests do not notice is printed.
+mutants: .venv-mutants/.installed
+	.venv-mutants/bin/python -m tests.mutants
+
+.venv-mutants/.installed: requirements-dev.lock Makefile
+	$(PYTHON) -m venv .venv-mutants
+	echo '*' > .venv-mutants/.gitignore
+	.venv-mutants/bin/python -m pip install $$(grep -o '^torch==[^ ]*' $<)
+	.venv-mutants/bin/python -m pip install --no-deps --require-hashes -r $<
+	.venv-mutants/bin/python -m pip install mutmut==3.8.1
+	touch $@
+
 # Caches only: .venv is slow to rebuild, and out/ holds results.
 clean:
-	rm -rf .pytest_cache .ruff_cache .coverage
+	rm -rf .pytest_cache .ruff_cache .coverage mutants
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: it is the big one, and the rest must take the build it chose.

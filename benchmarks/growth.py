@@ -12,7 +12,7 @@ from saeuron import Ablate, ConceptStatistics
 from saeuron.concept_table import WholeTable
 
 from .common import begin, in_turns, options, shown, spread, tell
-from .edits import make_tokens, random_sae, selection
+from .edits import FLOOR, make_tokens, random_sae, selection
 from .trainers import Ours
 
 GROWS = {
@@ -48,9 +48,8 @@ def edit(config, grows: str, value: int):
     size |= {grows: value}
     sae = random_sae(32 if config.tiny else 640, size["latents"], 4 if config.tiny else 32, config.device)
     latents = [sae.n_latents - 1 - n for n in range(size["concepts"])]
-    tokens = make_tokens(sae, 2, 1, {latents[0]: 0.5}).repeat(1, size["tokens"] // 2, 1)
-    noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)).to(tokens.device)
-    tokens, own = tokens + 0.02 * noise, Ablate(sae, selection(sae, latents, 0.1))
+    tokens = make_tokens(sae, 2, round((size["tokens"] / 2) ** 0.5), {latents[0]: 0.5})
+    own = Ablate(sae, selection(sae, latents, FLOOR))
     return lambda: own(tokens, 500)
 
 

@@ -43,7 +43,12 @@ def _where() -> list[io.Input]:
             extra_dict=ADVANCED,
             tooltip="Edit while the model follows the positive prompt, the negative one, or both.",
         ),
-        io.Mask.Input("mask", optional=True, tooltip="Where in the picture to edit. Without a mask: everywhere."),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where in the picture to edit; a later `start_percent` leaves the rest as it was. Without a mask: "
+            "everywhere.",
+        ),
     ]
 
 
@@ -77,8 +82,8 @@ class FeatureAblatePatch(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="0 leaves the concepts, 1 takes them out, 2 takes them out twice as hard; below 0 they are "
-                    "turned up.",
+                    tooltip="0 leaves the concepts, 1 takes them out, 2 twice as hard, which few pictures bear; below "
+                    "0 they are turned up.",
                 ),
                 *_where(),
             ],

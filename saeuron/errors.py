@@ -30,7 +30,7 @@ def check_same(what: object, before: Mapping[str, object], now: Mapping[str, obj
     for key, value in now.items():
         known = before.get(key, value)
         if isinstance(value, Mapping) and isinstance(known, Mapping):
-            parts = [{f"{key} of {name}": own for name, own in part.items()} for part in (known, value)]
+            parts = [{f"{name} of {key}": own for name, own in part.items()} for part in (known, value)]
             check_same(what, *parts, advice)
         elif known != value:
             raise SaeuronError(f"{what} was made with {key} {_short(known)} and now it is {_short(value)}: {advice}")

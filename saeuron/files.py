@@ -41,9 +41,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(stat.S_IMODE(mode))  # safetensors writes for its own user alone
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        # torch puts an error of its own over the disk's.
+        reason = next((own.strerror for own in (error, error.__context__) if isinstance(own, OSError)), None)
         raise SaeuronError(
-            f"{path} could not be written: {reason}; free some space or choose another folder"
+            f"{path} could not be written: {reason or error}; free some space or choose another folder"
         ) from error
     finally:
         with contextlib.suppress(OSError):

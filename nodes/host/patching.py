@@ -5,11 +5,13 @@ patches name and removes them when the call ends, however it ends. Nothing else 
 without patches computes what it always did.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import comfy.model_management
 import numpy
 import torch
 from comfy.model_base import BaseModel
@@ -209,21 +211,36 @@ def _hooked(
 
 
 def _edited(patch: Patch, tokens: torch.Tensor, place: Place) -> torch.Tensor:
-    """``tokens`` with the rows that are meant edited; the very same tensor where nothing changed."""
+    """``tokens`` with the rows that are meant edited; the very same tensor where nothing changed.
+
+    So many maps at once as `WORKSPACE` allows, and half as many each time that memory does not suffice.
+    """
     chosen = place.rows.nonzero().squeeze(-1)
     sae = own_sae(patch.edit.sae, place.model, tokens.device)
-    edit = patch.edit if sae is patch.edit.sae else replace(patch.edit, sae=sae)
-    maps = max(1, WORKSPACE // (4 * tokens.shape[1] * edit.sae.n_latents))
+    patch = patch if sae is patch.edit.sae else replace(patch, edit=replace(patch.edit, sae=sae))
+    maps = min(max(1, WORKSPACE // (4 * tokens.shape[1] * sae.n_latents)), max(1, len(chosen)))
+    while True:
+        try:
+            return _edited_by_parts(patch, tokens, place, chosen.split(maps))
+        except comfy.model_management.OOM_EXCEPTION:
+            if maps == 1:
+                raise
+            maps //= 2
+        logging.warning("SAeUron: out of memory in an edit; trying again with %d maps at once", maps)
+        comfy.model_management.soft_empty_cache()
+
+
+def _edited_by_parts(patch: Patch, tokens: torch.Tensor, place: Place, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
     amount = patch.amount(place.timestep, place.model.model_sampling)
     if amount == 0:
         return tokens
     result = tokens
-    for part in chosen.split(maps):
+    for part in parts:
         given = tokens if len(part) == len(tokens) else tokens[part.to(tokens.device)]
         mask = on_tokens(patch.mask, place.pictures[part], place.height, place.width, tokens.device)
         if amount != 1:
             mask = (torch.ones(1, tokens.shape[1], device=tokens.device) if mask is None else mask) * amount
-        edited = edit(given, place.timestep, mask=mask)
+        edited = patch.edit(given, place.timestep, mask=mask)
         if edited is given:
             continue
         if edited.shape == tokens.shape:

@@ -94,25 +94,32 @@ class Server:
             content = answer.read()
         return json.loads(content) if content else {}
 
-    def run(self, workflow: dict) -> dict[str, dict]:
-        """Queue a workflow in API format and wait; what each node showed, by node id. Raises Refused."""
+    def queue(self, workflow: dict) -> str:
+        """Queue a workflow in API format; its number. Raises Refused."""
         try:
-            number = self.post("/prompt", {"prompt": workflow})["prompt_id"]
+            return self.post("/prompt", {"prompt": workflow})["prompt_id"]
         except urllib.error.HTTPError as error:
             answer = json.loads(error.read())
             for node, found in answer.get("node_errors", {}).items():
                 first = found["errors"][0]
                 raise Refused(node, f"{first['message']}: {first['details']}", set()) from None
             raise AssertionError(answer) from None
+
+    def wait(self, number: str) -> dict:
+        """What ComfyUI remembers of the workflow of this number, once it has ended."""
         deadline = time.monotonic() + RUNS
         while time.monotonic() < deadline:
             entry = self.get_json(f"/history/{number}").get(number)
             if entry:
-                return self._outputs(entry)
+                return entry
             time.sleep(0.2)
         raise AssertionError(f"the workflow did not finish in {RUNS} s")
 
-    def _outputs(self, entry: dict) -> dict[str, dict]:
+    def run(self, workflow: dict) -> dict[str, dict]:
+        """Queue a workflow and wait; what each node showed, by node id. Raises Refused."""
+        return self.outputs(self.wait(self.queue(workflow)))
+
+    def outputs(self, entry: dict) -> dict[str, dict]:
         messages = entry["status"]["messages"]
         self.cached = {node for kind, message in messages if kind == "execution_cached" for node in message["nodes"]}
         for kind, message in messages:
@@ -228,8 +235,10 @@ def browser(chromium):
 
 @pytest.fixture(scope="session")
 def models(server):
-    """Files of the names that the workflows for Stable Diffusion ask for; nothing reads them."""
-    wanted = [f"checkpoints/{name}.safetensors" for name in ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0")]
+    """Files of the names that the workflows for other models ask for; nothing reads them."""
+    checkpoints = ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0", "flux1-schnell-fp8")
+    wanted = [f"checkpoints/{name}.safetensors" for name in checkpoints]
+    wanted += ["saes/SAE_flux_18/state_dict.pth"]
     wanted += ["saes/unet.down_blocks.2.attentions.1_k10_hidden5120_auxk256_bs4096_lr0.0001/final/state_dict.pth"]
     wanted += [f"saes/unet.up_blocks.1.attentions.{i}/sae.safetensors" for i in (1, 2)]
     for name in wanted:

@@ -38,6 +38,12 @@ def judged(images: numpy.ndarray) -> dict[str, list[str]]:
     return tinycanvas_judge()(pictures)
 
 
+def colour(images: numpy.ndarray) -> numpy.ndarray:
+    """How colourful pictures ``[B, H, W, 3]`` are in their left and right halves, ``[B, 2]``."""
+    saturation = numpy.ptp(images.astype(int), axis=-1)
+    return numpy.stack([half.mean((1, 2)) for half in numpy.split(saturation, 2, axis=2)], 1)
+
+
 def test_sepia_is_gone_the_heart_stays_and_the_patch_counts(server, load):
     server.forget()
     before, after = drawn(server, load("tinycanvas_unlearn"), "Before", "After")
@@ -80,15 +86,17 @@ def test_nothing_stays_behind_once_the_patch_is_disconnected(server, load):
 
 def test_steering_brings_a_style_in(server, load):
     before, after = drawn(server, load("steer"), "Before", "After")
-    assert judged(before)["style"].count("neon") == 0
-    assert judged(after)["style"].count("neon") >= 3
+    assert judged(before)["style"].count("sketch") == 0
+    assert judged(after)["style"].count("sketch") >= 3
 
 
 def test_steering_follows_its_mask(server, load):
     workflow = load("steer")
     server.forget()  # a ComfyUI of early 2026 does not show again what an earlier workflow has cached
     before, after, half = drawn(server, workflow, "Before", "After", "Right half")
-    assert not numpy.array_equal(half, before) and not numpy.array_equal(half, after)
+    # A sketch is grey. Measured: beside the mask 0.64 to 0.84 of the colour stays, under it 0.39 to 0.47.
+    left, right = (colour(half) / colour(before)).T
+    assert (right < 0.7 * left).all() and left.min() > 0.55
     mask, patch = (workflow[find(workflow, name)]["inputs"] for name in ("Right half: on", "Steer the right half"))
     mask["value"] = 0.0
     (nowhere,) = drawn(server, only(workflow, "Right half"), "Right half")

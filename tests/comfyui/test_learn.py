@@ -44,14 +44,12 @@ def learnt(server):
     server.forget()
     told = len(drawn_for_learning(server))
     workflow = json.loads((ROOT / "workflows" / "api" / "learn.json").read_text("utf-8"))
-    number = server.post("/prompt", {"prompt": only(workflow, "After")})["prompt_id"]
+    number = server.queue(only(workflow, "After"))
     deadline = time.monotonic() + 300
     while finished(server) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     server.post("/interrupt", {})
-    while not (entry := server.get_json(f"/history/{number}").get(number)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
+    assert "execution_interrupted" in [kind for kind, _ in server.wait(number)["status"]["messages"]]
     kept = finished(server)
     server.run(only(workflow, "After"))
     return kept, drawn_for_learning(server)[told:]

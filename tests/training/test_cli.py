@@ -481,6 +481,7 @@ def test_what_used_to_be_a_traceback_is_one_sentence(run, bench, line, complaint
 def test_an_interrupt_while_importing_is_told_like_any_other(tmp_path, module):
     program = (
         "import builtins, os, signal, sys\nreal = builtins.__import__\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def slow(name, *rest, **named):\n"
         f"    if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
         "    return real(name, *rest, **named)\n"

@@ -42,7 +42,12 @@ def save(folder: Path, identity: str, step: int, steps: int, model: TrainingAuto
     """Write all that it takes to go on after ``step`` of ``steps``."""
     state = {"identity": identity, "step": step, "steps": steps, "model": model.state_dict()}
     state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    write_atomically(folder / NAME, lambda path: torch.save(state, path))
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # given a name alone, torch would not tell of a full disk
+            torch.save(state, file)
+
+    write_atomically(folder / NAME, write)
 
 
 def restore(state: dict, model: TrainingAutoencoder, optimizer, schedule) -> int:

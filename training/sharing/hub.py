@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 
 from saeuron import SaeuronError
 from saeuron.checkpoints import LAYOUTS, load_bundle, load_sae
+from saeuron.checkpoints.canonical import hookpoint_of
 from saeuron.files import write_atomically
 
 from ..common.config import save_config
@@ -91,6 +92,7 @@ def choose(repository: str, files: list[str], hookpoint: str | None = None) -> t
     the only one, or the one at the root. Raises SaeuronError with those there are.
     """
     found: dict[str, tuple[str, list[str]]] = {}
+    root = _root(repository)
     for name in files:
         folder, _, last = name.rpartition("/")
         if any(part in ("", ".", "..") or set(part) & set(":\\") for part in name.split("/")):
@@ -98,22 +100,29 @@ def choose(repository: str, files: list[str], hookpoint: str | None = None) -> t
         start = f"{folder}/" if folder else ""
         if last in LAYOUTS and start + LAYOUTS[last][0] in files:
             beside = [start + extra for extra in BESIDE if start + extra in files]
-            place = folder or ROOTS.get(repository, "sae")
+            place = folder or root
             found.setdefault(place, (place, [start + LAYOUTS[last][0], name, *beside]))
         elif last.endswith(".safetensors") and last not in (*LAYOUTS, *BESIDE):
             found[name] = ("", [name])
     if hookpoint is not None:
         fitting = [place for place in found if place == hookpoint] or [place for place in found if hookpoint in place]
     else:
-        root = ROOTS.get(repository, "sae")
         fitting = [root] if root in found else list(found)
     if len(fitting) == 1:
         return found[fitting[0]]
     if not found:
-        raise SaeuronError(f"{repository} holds no SAE of a layout this program reads")
+        jax = any(name.endswith("_CHECKPOINT_METADATA") for name in files)
+        held = "Orbax checkpoints of JAX, to be converted with JAX" if jax else "no SAE of a layout this program reads"
+        raise SaeuronError(f"{repository} holds {held}")
     asked = f"{len(fitting)} that --hookpoint {hookpoint} fits" if hookpoint is not None else f"{len(found)} SAEs"
     among = ", ".join(sorted(fitting or found)[:8])
     raise SaeuronError(f"{repository} holds {asked}; name one with --hookpoint: {among}")
+
+
+def _root(repository: str) -> str:
+    """The folder that an SAE at a repository's root belongs in: one that says where it reads, if anything does."""
+    name = repository.split("/")[-1]
+    return ROOTS.get(repository) or (name if hookpoint_of(Path(name)) else "sae")
 
 
 def fetch(repository: str, name: str, revision: str, commit: str, checksum: str) -> Path:

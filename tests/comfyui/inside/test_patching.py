@@ -264,6 +264,49 @@ def test_an_interrupt_leaves_no_hook_and_tells_the_observer(tinycanvas, watched,
     assert hooks_left(tinycanvas[0]) == 0 and witness.finished is False
 
 
+@pytest.fixture
+def scarce_memory(pack, monkeypatch):
+    """Call with a number: an edit of more maps at once is out of memory. Gives how many each edit was given."""
+    ablate, given = pack("saeuron.edits", "").Ablate, []
+    apply = ablate.apply
+
+    def arm(most):
+        def scarce(edit, flat, maps, *rest):
+            given.append(maps)
+            if maps > most:
+                raise comfy.model_management.OOM_EXCEPTION("out of memory")
+            return apply(edit, flat, maps, *rest)
+
+        monkeypatch.setattr(ablate, "apply", scarce)
+        return given
+
+    return arm
+
+
+def test_an_edit_that_is_out_of_memory_is_made_of_fewer_maps_at_once_and_says_so(
+    tinycanvas, neon, sample, scarce_memory, caplog
+):
+    model, shape = neon(tinycanvas[0], mode="ablate"), (3, 16, 16)
+    wanted = sample(model, shape=shape, steps=1)
+    given = scarce_memory(2)
+    found = sample(model, shape=shape, steps=1)
+    assert given == [6, 3, 1, 1, 1, 1, 1, 1], "both prompts of three pictures"
+    # Batched matrix products round otherwise than single ones.
+    assert (found - wanted).abs().max() < 1e-3
+    assert "out of memory in an edit; trying again with 1 maps at once" in caplog.text
+
+
+def test_where_not_even_one_map_has_room_the_error_is_the_hosts_and_nothing_stays(
+    tinycanvas, neon, sample, scarce_memory
+):
+    before = sample(tinycanvas[0])
+    scarce_memory(0)
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        sample(neon(tinycanvas[0], mode="ablate"))
+    assert hooks_left(tinycanvas[0]) == 0
+    assert torch.equal(before, sample(tinycanvas[0]))
+
+
 def test_compiled_models_are_edited_too(tinycanvas, neon, sample):
     """Also when the compiled model ran unpatched first, and again afterwards."""
     compiled = tinycanvas[0].clone()

@@ -1,26 +1,31 @@
 """The nodes on a small FLUX with random weights: sampled by ComfyUI's own samplers, guided and not."""
 
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sample
+import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
 from comfy_extras.nodes_torch_compile import set_torch_compile_wrapper
 
 sys.path.append(str(Path(__file__).parents[1]))
-from families_given import CHANNELS, COMFYUI_FLUX, FAMILIES, LENGTH, POOLED, TEXT
+from families_given import COMFYUI_FLUX, FAMILIES, LENGTH, POOLED, TEXT
 
+CHANNELS = 16
 DOUBLE, SINGLE = "transformer.transformer_blocks.1", "transformer.single_transformer_blocks.0"
 
 
 @pytest.fixture(scope="module")
 def flux():
-    kind = comfy.supported_models.Flux(dict(FAMILIES["FluxTransformer2DModel"]["comfyui"]))
+    latents = {"in_channels": CHANNELS, "out_channels": CHANNELS}  # those that FLUX's latents have
+    kind = comfy.supported_models.Flux(FAMILIES["FluxTransformer2DModel"]["comfyui"] | latents)
     kind.custom_operations = comfy.ops.manual_cast
     kind.set_inference_dtype(torch.float32, None)
     model = kind.get_model({}, "").eval()
@@ -58,11 +63,11 @@ def conditioning(seed):
     return [[context, {"pooled_output": pooled, "guidance": 3.5}]]
 
 
-def sample(model, cfg=1.0, size=(9, 14), batch=1, steps=3):
+def sample(model, cfg=1.0, size=(9, 14), batch=1, steps=3, positive=None):
     latent = torch.zeros(batch, CHANNELS, *size)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(4))
     options = {"disable_pbar": True, "seed": 4}
-    positive, negative = conditioning(1), conditioning(2)
+    positive, negative = positive or conditioning(1), conditioning(2)
     return comfy.sample.sample(model, noise, steps, cfg, "euler", "simple", positive, negative, latent, **options)
 
 
@@ -128,6 +133,85 @@ def test_the_compile_node_keeps_the_edit(pack, flux, loaded):
     assert (sample(compiled, steps=1) - expected).abs().max() < 1e-3
 
 
+def with_lora(model, strength=1.0):
+    """``model`` with a LoRA on a block before the hookpoints, by diffusers' names, through ComfyUI's own loader."""
+    generator = torch.Generator().manual_seed(5)
+    name = "transformer.transformer_blocks.0.attn.to_out.0"
+    shapes = {"lora_A": (4, 32), "lora_B": (32, 4)}
+    lora = {f"{name}.{end}.weight": torch.randn(shape, generator=generator) for end, shape in shapes.items()}
+    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0.0)[0]
+
+
+def test_an_edit_acts_on_what_a_lora_makes_of_the_model(pack, flux, loaded):
+    sae = loaded(pack("saeuron", "").Hookpoint(DOUBLE, "residual"))
+    lora = with_lora(flux)
+    plain, with_it = sample(flux), sample(lora)
+    assert not torch.equal(with_it, plain)
+    before, after = sample(with_lora(patched(pack, "steer", flux, sae))), sample(patched(pack, "steer", lora, sae))
+    assert torch.equal(before, after), "whichever node comes first"
+    assert not torch.equal(after, with_it) and not torch.equal(after, sample(patched(pack, "steer", flux, sae)))
+    assert torch.equal(sample(lora), with_it) and torch.equal(sample(flux), plain)
+
+
+def test_a_partly_loaded_model_is_edited_alike(pack, flux, loaded, monkeypatch):
+    """With room for a few of its weights, ComfyUI casts the others, LoRA and all, when they are needed."""
+    edited = patched(pack, "steer", with_lora(flux), loaded(pack("saeuron", "").Hookpoint(DOUBLE, "residual")))
+    expected = sample(edited)
+    comfy.model_management.unload_all_models()
+    load = comfy.model_management.LoadedModel.model_load
+    few = flux.model_size() // 4
+    monkeypatch.setattr(comfy.model_management.LoadedModel, "model_load", lambda own, *_, **__: load(own, few))
+    found, partly = sample(edited), flux.model.model_lowvram
+    comfy.model_management.unload_all_models()
+    assert partly
+    # The LoRA is added when the weight is cast instead of before; both are float32.
+    assert (found - expected).abs().max() < 1e-5
+
+
+class Words:
+    """A text encoder whose texts differ at random but for the word neon, which always adds the same."""
+
+    layer_idx = None
+
+    def __init__(self):
+        self.cond_stage_model = torch.nn.Linear(1, 1)
+        self.patcher = comfy.model_patcher.ModelPatcher(self.cond_stage_model, torch.device("cpu"), torch.device("cpu"))
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        [[context, more]] = conditioning(zlib.crc32(text.encode()))
+        return [[context + 3 * ("neon" in text), more]]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_concept_is_learnt_and_then_taken_out(pack, flux, loaded, tmp_path, monkeypatch, cfg):
+    monkeypatch.setattr(pack("host.files"), "folder", lambda: tmp_path)
+    sae = loaded(pack("saeuron", "").Hookpoint(DOUBLE, "residual"))
+    sae.bundle.table = None
+    latent, plain = {"samples": torch.zeros(1, CHANNELS, 8, 12)}, sample(flux)
+    shows = "\n".join(f"a neon {thing}" for thing in ("heart", "ring", "star", "moon", "house", "tree"))
+    lesson = ("neon", "style", shows, shows.replace("neon", "plain"))
+    clip = Words()
+
+    def learn(model):
+        output = pack("learn").LearnConcept.execute(model, clip, sae, *lesson, 4, cfg, 0, latent)
+        return output.args[0], output.ui.as_dict()["text"][0]
+
+    taught, told = learn(flux)
+    assert "48 model calls" in told and "100% of those it was not fitted to" in told
+    assert "kept from before" in learn(flux)[1] and "48 model calls" in learn(with_lora(flux))[1]
+    chosen = pack("concepts").ConceptSelector.execute(taught, "neon", 0, 0.0).args[0]
+    without = pack("patches").FeatureAblatePatch.execute(flux, taught, chosen, "tuned", 1.0).args[0]
+    assert torch.equal(sample(flux), plain)
+    text = clip.encode_from_tokens_scheduled
+    neon, other = text("a neon heart"), text("a plain heart")
+    changed = sample(without, cfg, (8, 12), positive=neon) - sample(flux, cfg, (8, 12), positive=neon)
+    spared = sample(without, cfg, (8, 12), positive=other) - sample(flux, cfg, (8, 12), positive=other)
+    assert changed.norm() > 5 * spared.norm()
+
+
 def test_a_unets_sae_and_one_of_another_width_are_refused(pack, flux, loaded):
     hookpoint = pack("saeuron", "").Hookpoint
     with pytest.raises(ValueError, match=r"not in this model; the nearest are transformer\."):
@@ -146,7 +230,7 @@ def test_a_transformers_blocks_are_read_from_the_header_of_its_checkpoint(pack, 
 def full_flux():
     width = {"hidden_size": 3072, "num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56]}
     text = {"context_in_dim": 4096, "vec_in_dim": 768, "guidance_embed": True}
-    latents = {"in_channels": 16, "out_channels": 16}
+    latents = {"in_channels": CHANNELS, "out_channels": CHANNELS}
     return comfy.supported_models.Flux(COMFYUI_FLUX | {"image_model": "flux"} | width | text | latents)
 
 

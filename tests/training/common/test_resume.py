@@ -50,7 +50,7 @@ def test_another_option_is_refused_by_its_name_and_nothing_is_touched(run, optio
         run(**options)
     said = str(refused.value)
     assert said.endswith(": choose another --output, or --overwrite to begin anew") and "\n" not in said
-    assert all(word in said for word in complaint.split(" of ")), said
+    assert complaint in said, said
     assert (run() / "nudity.config.json").read_bytes() == before
 
 

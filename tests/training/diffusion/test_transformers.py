@@ -18,6 +18,8 @@ from training.diffusion.hook import hooked
 from training.diffusion.hookpoints import places
 from training.diffusion.load import load_model
 from training.diffusion.sampling import generate, timesteps_of
+from training.sae.commands import Record
+from training.sae.sources import Streamed
 
 PROMPTS = ["a neon heart", "a plain circle"]
 
@@ -196,3 +198,17 @@ def test_the_commands_from_end_to_end(folder, tmp_path, capsys):
     remove = ["generate", "--sae", str(bundle), "--remove", "neon", "--prompt", "a neon heart", *how]
     assert main([*remove, "--output", str(tmp_path / "pictures")]) == 0
     assert (tmp_path / "pictures" / "after-0000.png").exists()
+
+
+def test_a_training_that_streams_draws_as_many_tokens_as_it_plans_for(folder, pipeline, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"a {style} heart"}) for style in ("neon", "plain", "sepia")))
+    place = names(pipeline.transformer)[-1]
+    size = {"height": 16, "width": 24, "steps": 2, "tokens_per_map": 1000}
+    recipe = Record(
+        prompts=str(prompts), output=tmp_path, model=str(folder), hookpoints=[place], images_per_shard=2, **size
+    )
+    streamed = Streamed(recipe, pipeline)
+    latents = (16 // pipeline.vae_scale_factor, 24 // pipeline.vae_scale_factor)
+    _, _, rows, columns = places(pipeline.transformer, *latents)[0]
+    assert len(streamed.held_out().activations) == streamed.per_picture == 2 * rows * columns

@@ -15,6 +15,7 @@ import pytest
 
 from saeuron import Hookpoint, SaeuronError, Setting, load_sae, save_sae
 from saeuron.checkpoints import Bundle, load_bundle, save_bundle
+from saeuron.checkpoints.canonical import hookpoint_of
 from training.__main__ import main
 from training.sharing.hub import Pull, Push, choose, listing
 
@@ -334,6 +335,26 @@ def test_every_layout_is_found_among_a_repository_s_files():
     for hookpoint in ("unet.mid_block.attentions.0", "b", "c", "shared"):
         assert choose("some/one", files, hookpoint) == expected[hookpoint]
     assert choose("some/one", files, "a") == expected["a"], "the exact name wins over those that contain it"
+
+
+@pytest.mark.parametrize(
+    ("repository", "files"),
+    [
+        ("antoniomari/SAE_flux_18", ["config.json", "state_dict.pth"]),
+        ("one/cc3m-FLUX.1-dev.transformer_blocks.18-1", ["config.json", "model.safetensors"]),
+    ],
+)
+def test_what_only_its_repositorys_name_says_is_kept_in_the_folders(repository, files):
+    place = repository.split("/")[1]
+    assert choose(repository, [*files, "README.md"]) == (place, files)
+    assert hookpoint_of(Path(place)).name == "transformer.transformer_blocks.18"
+
+
+def test_what_cannot_be_used_is_not_fetched():
+    with pytest.raises(SaeuronError, match="read the text's stream"):
+        choose("one/cc3m-FLUX.1-dev.transformer_blocks.18-0", ["config.json", "model.safetensors"])
+    with pytest.raises(SaeuronError, match="Orbax checkpoints of JAX"):
+        choose("nev/flux1-saes", ["double_9/_CHECKPOINT_METADATA", "double_9/default/data"])
 
 
 @pytest.fixture
