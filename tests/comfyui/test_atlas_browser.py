@@ -2,16 +2,7 @@
 
 import pytest
 
-from tests.comfyui.test_browser import (  # noqa: F401 (fixtures)
-    RENDERERS,
-    STRANGERS,
-    browser,
-    load_workflow,
-    models,
-    open_page,
-    queue,
-    screenshot,
-)
+from tests.comfyui.test_browser import RENDERERS, STRANGERS, load_workflow, queue, screenshot
 from tests.comfyui.test_http import judged
 
 pytestmark = pytest.mark.comfyui
@@ -31,19 +22,17 @@ THEMES = {"dark": False, "light": True}
 
 
 @pytest.fixture
-def open_atlas(open_page, server):  # noqa: F811
+def open_atlas(open_page):
     """The front end with the atlas's template and the panel open."""
 
     def open_it(vue=False, theme="dark"):
-        server.post("/settings", {"Comfy.ColorPalette": theme})
-        page = open_page(vue)
+        page = open_page(vue, theme)
         load_workflow(page, "atlas")
         page.evaluate(TAB)
         page.locator(CARDS).first.wait_for()
         return page
 
-    yield open_it
-    server.post("/settings", {"Comfy.ColorPalette": "dark"})
+    return open_it
 
 
 def seen(page, within):
