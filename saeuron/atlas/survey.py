@@ -125,12 +125,16 @@ class Seen:
     def firing_in(self, brush: torch.Tensor, picture: int, usual: torch.Tensor | None = None) -> torch.Tensor:
         """How much each latent ``[n_latents]`` tells ``brush`` from the rest of a picture and from other pictures.
 
-        That is ``p log(p / q)`` of its mean activation p in the brush ``[h, w]`` (0..1, of any size) and the larger of
-        that elsewhere in the picture and ``usual``, its mean over all pictures.
+        That is ``p (log(p / o) + log(p / u))`` of its mean activation p in the brush ``[h, w]`` (0..1, of any size), o
+        elsewhere in the picture, and u over all pictures, ``usual``. So what fills a neon picture is found as
+        well as what is at this place of it.
         """
         weight = torch.nn.functional.interpolate(brush[None, None].float(), self.grid, mode="area").flatten()
         heat = self.heat[picture].float()
         inside = weight @ heat / weight.sum().clamp_min(1e-6)
-        outside = (1 - weight) @ heat / (1 - weight).sum().clamp_min(1e-6)
-        elsewhere = outside if usual is None else torch.maximum(outside, usual)
-        return inside * ((inside + FAINT) / (elsewhere + FAINT)).log()
+        rest = 1 - weight
+        outside = rest @ heat / rest.sum() if rest.sum() > 1e-3 else inside  # all of it is brushed
+        told = ((inside + FAINT) / (outside + FAINT)).log()
+        if usual is not None:
+            told = told + ((inside + FAINT) / (usual + FAINT)).log()
+        return inside * told

@@ -17,6 +17,8 @@ LOADED = """(within) => {
   const images = [...document.querySelectorAll(within + " img")].filter((one) => one.src);
   return images.length && images.every((one) => one.complete && one.naturalWidth);
 }"""
+RIM = [(0.1, 0.25), (0.25, 0.16), (0.45, 0.27), (0.65, 0.22), (0.9, 0.28), (0.7, 0.55), (0.45, 0.78), (0.2, 0.5)]
+"""Along the outline of the last heart of the batch, in parts of its width and height."""
 THEMES = {"dark": False, "light": True}
 """Themes, each seen with one of the two renderers of nodes."""
 
@@ -91,10 +93,10 @@ def test_what_is_brushed_leads_to_the_card_found_by_word(open_atlas, server):
     canvas.wait_for()
     page.wait_for_timeout(500)
     box = canvas.bounding_box()
-    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.28 * box["height"])
-    page.mouse.down()
-    for share in (0.35, 0.45, 0.55, 0.65, 0.75):
-        page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.28 * box["height"])
+    for place, (x, y) in enumerate(RIM):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+        if place == 0:
+            page.mouse.down()
     page.mouse.up()
     page.get_by_text("by picture").wait_for()
     seen(page, ".saeuron-grid")

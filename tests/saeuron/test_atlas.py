@@ -175,5 +175,7 @@ def test_a_brush_finds_what_fires_there_and_not_elsewhere(random_sae):
     found = survey.finish().firing_in(brush, 0)
     assert int(found.argmax()) == 2 and found[1] == 0 and found[3] <= 0
     usual = torch.zeros(random_sae.n_latents)
-    usual[2] = 10.0  # a latent that always fires tells nothing
-    assert survey.finish().firing_in(brush, 0, usual)[2] < 0
+    whole = survey.finish().firing_in(torch.ones(8, 8), 0, usual)
+    assert int(whole.argmax()) == 1  # where all is brushed, what the picture has more of than others comes first
+    usual[2] = 10.0  # a latent that always fires tells less
+    assert survey.finish().firing_in(brush, 0, usual)[2] < found[2]

@@ -46,7 +46,7 @@ function ablate(sae, concept) {
   const selector = selected?.comfyClass === SELECTOR ? selected : LiteGraph.createNode(SELECTOR);
   if (selector !== selected) {
     const patch = place(graph, ABLATE, sae, chosen);
-    selector.pos = free(graph, [patch.pos[0] - selector.size[0] - 40, patch.pos[1]], selector.size);
+    selector.pos = free(graph, [patch.pos[0], patch.pos[1] + patch.size[1] + 60], selector.size);
     graph.add(selector);
     loaderOf(graph, sae, selector).connect(0, selector, input(selector, "sae"));
     selector.connect(0, patch, input(patch, "concepts"));
@@ -67,10 +67,14 @@ function put(type, sae, text, between, at) {
   const own = text.split(/[\s:]/)[0];
   if (!selected || !before) set(node, "latents", text);
   else if (!numbers.includes(own)) set(node, "latents", `${before}${between}${text}`);
-  return select(graph, node);
+  return select(graph, node, at);
 }
 
-function select(graph, node) {
+// Select a node, and move to it where it does not lie on the screen; one that was dropped lies where it was dropped.
+function select(graph, node, dropped = null) {
+  const [x, y, width, height] = app.canvas.visible_area ?? [];
+  const seen = node.pos[0] > x && node.pos[1] > y && node.pos[0] + node.size[0] < x + width && node.pos[1] + node.size[1] < y + height;
+  if (!seen && !dropped) app.canvas.centerOnNode?.(node);
   app.canvas.deselectAll?.();
   app.canvas.selectNode?.(node);
   graph.setDirtyCanvas(true, true);
