@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..saeuron import SaeuronError, read_assignment
 from ..saeuron.atlas import Atlas, sheets
-from ..saeuron.atlas.cards import curve_of, read_cards
+from ..saeuron.atlas.cards import cards_as_json, curve_of, read_cards
 from ..saeuron.atlas.labels import LONGEST
 from ..saeuron.files import parse_json, write_atomically
 from .concept_text import match_name
@@ -70,12 +70,13 @@ def saes(_given: dict) -> dict:
     return {"saes": atlases.with_atlas()}
 
 
-def cards(given: dict) -> dict:
-    """All that the grid needs: the atlas's columns and the labels."""
+def cards(given: dict) -> str:
+    """All that the grid needs: the atlas's columns, and its labels."""
     name = sae_name(given)
     with atlases.LOCK:
-        columns = read_cards(atlases.checked_folder(name))
-    return columns | {"labels": atlases.labels_of(name)}
+        columns = cards_as_json(atlases.checked_folder(name))
+    # The last of two entries of one name counts, so that whatever a file calls its labels is not what is shown.
+    return f'{columns[:-1]},"labels":{json.dumps(atlases.labels_of(name), ensure_ascii=False)}}}'
 
 
 def latent(given: dict) -> dict:

@@ -68,14 +68,27 @@ def read_cards(folder: Path) -> dict:
 
     Raises SaeuronError where the atlas or its cards are broken.
     """
-    stamps = tuple(
-        (path.exists() and path.stat().st_mtime_ns) for path in (folder / "atlas.json", folder / "cards.json")
-    )
-    return _read_cards(folder, stamps)
+    return _read_cards(folder, _stamps(folder))
+
+
+def cards_as_json(folder: Path) -> str:
+    """`read_cards` as a JSON object, written once for as long as the atlas stays as it is."""
+    read_cards(folder)  # which may keep them anew
+    return _as_json(folder, _stamps(folder))
+
+
+def _stamps(folder: Path) -> tuple[int, ...]:
+    paths = (folder / "atlas.json", folder / "cards.json")
+    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+
+
+@lru_cache(maxsize=2)
+def _as_json(folder: Path, stamps: tuple[int, ...]) -> str:
+    return json.dumps(_read_cards(folder, stamps), ensure_ascii=False, separators=(",", ":"))
 
 
 @lru_cache(maxsize=4)
-def _read_cards(folder: Path, _stamps: tuple[int, int]) -> dict:
+def _read_cards(folder: Path, _known: tuple[int, ...]) -> dict:
     path, about = folder / "cards.json", read_about(folder)
     kept = read_json(path) if path.exists() else {}
     current = {"format": FORMAT, "version": VERSION, "pictures": about["pictures"], "latents": about["n_latents"]}
@@ -183,4 +196,4 @@ def _rounded(values: torch.Tensor, digits: int) -> list[float]:
     return [round(value, digits) for value in values.double().tolist()]
 
 
-__all__ = ["KEPT", "cards_of", "curve_of", "read_cards", "words_in"]
+__all__ = ["KEPT", "cards_as_json", "cards_of", "curve_of", "read_cards", "words_in"]

@@ -1,5 +1,7 @@
 """The atlas panel in ComfyUI's own front end, as a person uses it: search, open, remove, queue; brush; label; drag."""
 
+import re
+
 import pytest
 
 from tests.comfyui.test_browser import RENDERERS, STRANGERS, load_workflow, queue, screenshot
@@ -169,7 +171,11 @@ def test_a_slider_writes_readable_text(open_atlas, renderer):
     )
     page.get_by_role("textbox", name=f"part of {latent} neon").fill("20-80")
     page.keyboard.press("Enter")
-    page.get_by_role("checkbox", name=f"{latent} neon on").uncheck()
+    page.get_by_role("checkbox", name=re.compile(rf"^{latent} neon.* on$")).uncheck()
+    (box,) = page.locator(".saeuron-sliders").all()
+    row = page.locator(".saeuron-slider").bounding_box()
+    assert box.bounding_box()["height"] >= row["height"]  # it is seen whole
+    screenshot(page, "atlas-slider", renderer)
     (written,) = page.evaluate(WRITTEN)
     name, said = written.split(":")
     assert name.startswith(f"{latent} neon") and said.split()[1:] == ["20-80%", "off"]

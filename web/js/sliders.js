@@ -3,6 +3,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { h } from "./atlas/dom.js";
+import { WIDTH } from "./atlas/graph.js";
 
 const SETTING = /^(off|[+-]\d+(\.\d+)?|[x×]-?\d+(\.\d+)?|\d+(\.\d+)?[-–]\d+(\.\d+)?%)$/;
 
@@ -87,7 +88,8 @@ app.registerExtension({
     if (node.comfyClass !== "SAeUronSteerPatch") return;
     const text = node.widgets.find((one) => one.name === "latents");
     const root = h("div", { className: "saeuron-sliders" });
-    const height = () => 30 * root.childElementCount;
+    // Each row, and the margin that ComfyUI leaves around what is no widget of its own.
+    const height = () => root.childElementCount && 30 * root.childElementCount + 20;
     const widget = node.addDOMWidget("sliders", "saeuron-sliders", root, {
       serialize: false,
       getMinHeight: height,
@@ -101,6 +103,7 @@ app.registerExtension({
       const changed = () => {
         shown = text.value = write(entries);
         text.callback?.(text.value);
+        node.setDirtyCanvas?.(true, true);
       };
       const rows = entries.map((own, place) =>
         row(own, changed, () => {
@@ -109,10 +112,10 @@ app.registerExtension({
           draw();
         }),
       );
-      const before = root.childElementCount;
+      const before = height();
       root.replaceChildren(...(entries.every((own) => own.known) ? rows.filter((_, place) => says(entries[place])) : []));
-      const grown = 30 * (root.childElementCount - before);
-      if (grown) node.setSize([Math.max(node.size[0], 380), Math.max(node.size[1] + grown, node.computeSize()[1])]);
+      const grown = height() - before;
+      if (grown) node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1] + grown, node.computeSize()[1])]);
     };
     // The text may be written by hand, by a workflow that is loaded or by the atlas.
     const callback = text.callback;

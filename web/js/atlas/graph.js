@@ -20,6 +20,7 @@ const written = (cards, latent) => {
   return name === "—" ? `${latent}` : `${latent} ${name}`;
 };
 
+export const WIDTH = 380; // that a slider needs
 const SELECTOR = "SAeUronConceptSelector";
 const ABLATE = "SAeUronAblatePatch";
 
@@ -84,6 +85,7 @@ function select(graph, node, dropped = null) {
 function place(graph, type, sae, chosen, at) {
   const node = LiteGraph.createNode(type);
   const sampler = samplerOf(graph, chosen);
+  node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
   const spot = at ?? (sampler ? [sampler.pos[0] - node.size[0] - 40, sampler.pos[1] + sampler.size[1] + 60] : middle());
   node.pos = free(graph, spot, node.size);
   graph.add(node);
