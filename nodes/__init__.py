@@ -8,6 +8,8 @@ def extension():
     class SAeUronExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             from . import routes
+            from .atlas_card import AtlasCard
+            from .atlas_recorder import AtlasRecorder
             from .concepts import ConceptSelector
             from .feature_maps import ConceptPlot, FeatureMap, FeatureProbe
             from .host import files, workflow
@@ -32,6 +34,8 @@ def extension():
                 ActivationRecorder,
                 FeatureProbe,
                 FeatureMap,
+                AtlasRecorder,
+                AtlasCard,
                 ConceptPlot,
                 TinyCanvas,
             ]

@@ -7,16 +7,18 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..saeuron import ConceptTable, SaeuronError, SparseAutoencoder
+from ..saeuron.atlas.survey import Seen, Survey
 from ..saeuron.hookpoints import whole_timestep
 from .concept_text import match_name
 from .drawing import draw_curves, draw_maps, draw_scores
 from .host import headers, workflow
 from .host.blocks import check_width
-from .host.memory import own_sae
+from .host.memory import KEY, own_sae
 from .host.model_files import check_place
 from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, schema
-from .patches import check_latents, parse_latents
+from .patches import check_latents, choose_latents
+from .seen import remember
 
 NOTHING = "there is nothing to watch: write `latents`, or connect `concepts`"
 UNSEEN = "the probe sees nothing: connect the MODEL of Feature Probe to the sampler"
@@ -24,19 +26,33 @@ UNSEEN = "the probe sees nothing: connect the MODEL of Feature Probe to the samp
 
 @dataclass(eq=False)
 class Probe:
-    """What fired in one sampling: for each name, activations ``[B, h, w]`` by timestep, summed over its latents."""
+    """What fired in one sampling: for each name, activations ``[B, h, w]`` by timestep, summed over its latents.
+
+    ``surveyed`` is what every latent of the SAE did, for the atlas; ``sae_name`` is the file that it came from.
+    ``edited`` says whether a patch of this pack changed what was drawn.
+    """
 
     sae: SparseAutoencoder
     groups: dict[str, "Group"]
+    sae_name: str = ""
     seen: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
+    survey: Survey | None = None
+    surveyed: Seen | None = None
+    edited: bool = False
 
     def begin(self, model: ModelPatcher) -> None:
         self.seen = {name: {} for name in self.groups}
+        self.edited = any(patch.edit is not None for patch in model.get_attachment(KEY) or ())
+        self.survey = self.surveyed = None
 
     @torch.no_grad()
     def see(self, tokens: torch.Tensor, place: Place) -> None:
         sae = own_sae(self.sae, place.model, tokens.device)
         chosen = tokens[place.rows.to(tokens.device)]
+        if self.survey is None:
+            self.survey = Survey(self.sae, len(chosen), place.height, place.width)
+        if self.survey.fits(len(chosen), place.height, place.width):  # areas of a picture are not the picture
+            self.survey.see(chosen, place.timestep, sae)
         for name, group in self.groups.items():
             latents = group.at(place.timestep).to(tokens.device)
             fired = sae.encode_at(chosen.flatten(0, 1), latents, torch.zeros(len(latents), device=tokens.device))
@@ -44,8 +60,9 @@ class Probe:
             self.seen[name].setdefault(whole_timestep(place.timestep), maps)
 
     def end(self, finished: bool) -> None:
-        if not finished:
-            self.seen = {}
+        self.seen = self.seen if finished else {}
+        self.surveyed = self.survey.finish() if finished and self.survey else None
+        self.survey = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,12 @@ class FeatureProbe(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 Sae.Input("sae"),
-                io.String.Input("latents", default="", tooltip="Numbers of latents to watch, separated by commas."),
+                io.String.Input(
+                    "latents",
+                    default="",
+                    tooltip="Latents to watch, by number or label, separated by commas. All are watched for the atlas "
+                    "and its search by picture.",
+                ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts whose latents to watch."),
             ],
             outputs=[io.Model.Output(), FeatureRecord.Output("record", display_name="FEATURE RECORD")],
@@ -89,13 +111,12 @@ class FeatureProbe(io.ComfyNode):
         check_width(sae.sae, model.model, sae.hookpoint)
         groups = {}
         if latents.strip():
-            groups |= {f"latent {n}": Group(n[None]) for n in parse_latents(latents, sae.sae.n_latents)}
+            chosen = choose_latents(latents, sae.name, sae.sae.n_latents)
+            groups |= {f"latent {n}": Group(torch.tensor([n])) for n, _ in chosen}
         if concepts is not None:
             settings, table = concepts.settings, concepts.table
             groups |= {name: Group(setting.selection(sae.sae, table, name)) for name, setting in settings.items()}
-        if not groups:
-            raise SaeuronError(NOTHING)
-        probe = Probe(sae.sae, groups)
+        probe = Probe(sae.sae, groups, sae.name)
         patch = Patch(sae.hookpoint, observer=probe, applies_to="positive")
         return io.NodeOutput(attach(model, patch, sae.patcher), probe)
 
@@ -104,9 +125,12 @@ def check_watched(latents: str, node_id: str | None) -> None:
     """Raise SaeuronError where there would be nothing to watch, or nothing to watch it in."""
     if latents.strip():
         check_latents(latents, node_id)
-    elif "concepts" not in workflow.inputs(node_id):
+    if node_id is None:
+        return  # an early ComfyUI does not tell: it is told as it runs
+    named = latents.strip() or "concepts" in workflow.inputs(node_id)
+    if not named and "SAeUronAtlasRecorder" not in workflow.followers(node_id, 1):
         raise SaeuronError(NOTHING)
-    if node_id is not None and not workflow.leads_on(node_id, 0):
+    if not workflow.followers(node_id, 0):
         raise SaeuronError(UNSEEN)
 
 
@@ -134,6 +158,10 @@ class FeatureMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, record: Probe, image: torch.Tensor, ranges: int, picture: int) -> io.NodeOutput:
+        if record.surveyed is not None:
+            remember(record.sae_name, record.surveyed, image)
+        if not record.groups:
+            raise SaeuronError(NOTHING)
         if not any(record.seen.values()):
             raise SaeuronError(UNSEEN)
         count = min(len(maps) for seen in record.seen.values() for maps in seen.values())

@@ -1,20 +1,22 @@
 """Feature Ablate Patch and Feature Steer Patch."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..saeuron import SaeuronError, Setting, Steer, build_edits
+from ..saeuron import Setting, Steer, build_edits
 from ..saeuron.redirect import Redirect
-from .host import files, headers, workflow
+from .host import atlases, files, headers, workflow
 from .host.finding import Finder
 from .host.model_files import check_place, check_same_sae, loader_of
 from .host.patching import Patch, attach
 from .host.roles import APPLIES_TO
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
 from .host.telling import Told
+from .latent_text import Entry, read_curve, read_entries, resolved
 
 WAYS = {
     "tuned": {},
@@ -155,7 +157,12 @@ class FeatureSteerPatch(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 Sae.Input("sae"),
-                io.String.Input("latents", default="0", tooltip="Numbers of latents, separated by commas."),
+                io.String.Input(
+                    "latents",
+                    default="0",
+                    tooltip="Latents by number or by the label they have in the atlas, separated by commas; each may "
+                    "say its own: `407 neon: +8; 12: x0.5 20-80%; 3: +2 off`.",
+                ),
                 io.Float.Input(
                     "scale",
                     default=1.0,
@@ -173,6 +180,15 @@ class FeatureSteerPatch(io.ComfyNode):
                     tooltip="What is added to their activations on every token.",
                 ),
                 *_where(),
+                io.String.Input(
+                    "curve",
+                    default="",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    placeholder="0%: 1, 50%: 0.2",
+                    tooltip="How much of it all to do over the sampling, as points that are joined by lines. "
+                    "Empty: all of it, always.",
+                ),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -181,7 +197,7 @@ class FeatureSteerPatch(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
         fits = workflow.told(check_place, latents, workflow.number(cls))
-        return workflow.told(check_latents, latents, workflow.number(cls)) if fits is True else fits
+        return workflow.told(check_steering, latents, workflow.number(cls)) if fits is True else fits
 
     @classmethod
     def execute(
@@ -195,34 +211,39 @@ class FeatureSteerPatch(io.ComfyNode):
         end_percent: float = 1.0,
         applies_to: str = APPLIES_TO[0],
         mask: torch.Tensor | None = None,
+        curve: str = "",
     ) -> io.NodeOutput:
-        edit = Steer(sae.sae, parse_latents(latents, sae.sae.n_latents), add=add, scale=scale)
-        patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
-        return io.NodeOutput(attach(model, patch, sae.patcher))
+        alike: dict[tuple, list[int]] = {}
+        for latent, entry in choose_latents(latents, sae.name, sae.sae.n_latents):
+            # What says one of the two for itself leaves the other alone.
+            own = (1.0, 0.0) if entry.add is not None or entry.scale is not None else (scale, add)
+            how = (own[0] if entry.scale is None else entry.scale, own[1] if entry.add is None else entry.add)
+            if entry.on:
+                alike.setdefault((*how, entry.part or (start_percent, end_percent)), []).append(latent)
+        for (factor, added, part), numbers in alike.items():
+            edit = Steer(sae.sae, numbers, add=added, scale=factor)
+            patch = Patch(sae.hookpoint, edit, None, applies_to, *part, mask, read_curve(curve))
+            model = attach(model, patch, sae.patcher)
+        return io.NodeOutput(model)
 
 
-def read_latents(text: str) -> list[int]:
-    """Numbers separated by commas; raises SaeuronError on anything else."""
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise SaeuronError(f"`latents` is {text[:60]!r}: write numbers separated by commas, such as 12, 407") from None
+def check_steering(latents: str, node_id: str | None) -> None:
+    """Raise SaeuronError where `latents`, or the `curve` beside it, cannot be read."""
+    check_latents(latents, node_id)
+    curve = workflow.inputs(node_id).get("curve", "")
+    if isinstance(curve, str):
+        read_curve(curve)
+
+
+def choose_latents(text: str, sae_name: str, n_latents: int) -> list[tuple[int, Entry]]:
+    """The latents that ``text`` names by number or label, each with its entry; raises SaeuronError as `resolved`."""
+    return resolved(read_entries(text), partial(atlases.latent_named, sae_name), n_latents)
 
 
 def check_latents(text: str, node_id: str | None) -> None:
-    """Raise SaeuronError where a latent is not a number, or none of the SAE's as far as its file tells."""
+    """Raise SaeuronError where `choose_latents` will, as far as the SAE's file tells."""
     loader = loader_of(node_id)
     if loader is None:
-        read_latents(text)
+        read_entries(text)
     else:
-        parse_latents(text, headers.sae_of(loader["sae_name"]).n_latents)
-
-
-def parse_latents(text: str, n_latents: int) -> torch.Tensor:
-    """Latent numbers separated by commas, ``[m]``; raises SaeuronError where one is not a latent of the SAE."""
-    numbers = read_latents(text)
-    wrong = [number for number in numbers if not 0 <= number < n_latents]
-    if wrong or not numbers:
-        named = f"{wrong[0]} is none of them" if wrong else "none is given"
-        raise SaeuronError(f"the SAE's latents are 0 to {n_latents - 1}, and {named}")
-    return torch.tensor(sorted(set(numbers)))
+        choose_latents(text, loader["sae_name"], headers.sae_of(loader["sae_name"]).n_latents)

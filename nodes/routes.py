@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from ..saeuron import SaeuronError
+from . import atlas_routes
 from .concepts import understood
 from .host import files, workflow
 from .host.headers import concepts_of, offered
@@ -36,6 +37,7 @@ def register() -> None:
 
     if getattr(PromptServer, "instance", None) is not None:  # nodes are also listed without a server
         routes = PromptServer.instance.routes
+        atlas_routes.register(routes)
         routes.get("/saeuron/concepts")(answer(concepts, "table"))
         routes.get("/saeuron/sae")(
             answer(lambda sae, **given: {"text": describe(sae, **given)}, "hookpoint", "site", "concepts")

@@ -13,8 +13,16 @@ from .errors import SaeuronError
 T = TypeVar("T")
 LAST = 1000
 """The largest timestep."""
+LONGEST_PROMPT = 10_000
+"""Letters that an atlas keeps of a prompt."""
 NUMBERS = (torch.uint16, torch.int32, torch.int64)
 """What latents may be numbered in."""
+
+
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has to be one line of text")
+    return text
 
 
 def _name(text: str) -> str:
@@ -136,6 +144,56 @@ class SaeDescription(TypedDict):
     base_model: NotRequired[str]
     fingerprint: NotRequired[str | None]
     assignment: NotRequired[dict[Name, Count]]
+
+
+class AtlasDescription(TypedDict):
+    format: Literal["saeuron-atlas"]
+    version: Literal[1]
+    fingerprint: Annotated[str, Field(max_length=200)]
+    n_latents: Annotated[int, Field(ge=1, le=2**20)]
+    origin: dict[str, Any]
+    settings: dict[str, Any]
+    grid: Annotated[list[Annotated[int, Field(ge=1, le=256)]], Field(min_length=2, max_length=2)]
+    pictures: Count
+    parts: list[Size]
+
+
+class PictureDescription(TypedDict):
+    """One picture of an atlas; ``size`` is width and height on its sheet."""
+
+    prompt: Annotated[str, Field(max_length=LONGEST_PROMPT)]
+    key: Annotated[str, Field(max_length=64)]
+    size: Annotated[list[Annotated[int, Field(ge=1, le=256)]], Field(min_length=2, max_length=2)]
+
+
+class SheetDescription(TypedDict):
+    pictures: Annotated[list[PictureDescription], Field(min_length=1)]
+
+
+class CardsDescription(TypedDict):
+    """Columns of one entry a latent, and lists of latents."""
+
+    frequency: list[Real]
+    area: list[Real]
+    shown: list[Count]
+    peak: list[Real]
+    timestep: list[Annotated[int, Field(ge=0, le=LAST)]]
+    crops: list[Annotated[int, Field(ge=0, le=12)]]
+    words: list[Annotated[str, Field(max_length=2000)]]
+    odds: list[Annotated[str, Field(pattern=r"^([0-9]{1,9}\.[0-9]( |$))*$")]]
+    neighbours: list[Annotated[list[Count], Field(max_length=8)]]
+    dead: list[Count]
+    dense: list[Count]
+
+
+class LabelDescription(TypedDict):
+    text: Annotated[str, Field(max_length=200), AfterValidator(_line)]
+    by: NotRequired[Annotated[str, Field(max_length=200), AfterValidator(_line)]]
+    faithfulness: NotRequired[Annotated[Real, Field(ge=0, le=1)] | None]
+
+
+class LabelsDescription(TypedDict):
+    labels: dict[Annotated[str, Field(pattern=r"^[0-9]{1,7}$")], LabelDescription]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""``python -m tests.kills record train learn``: kills commands at random moments and lets them finish afterwards.
+"""``python -m tests.kills record train learn atlas``: kills commands at random moments and lets them finish afterwards.
 
 Each trial begins anew, is killed with SIGKILL once or several times, each time at a moment drawn from the time that the
 undisturbed run took, and is then started once more. Every file has to be, byte for byte, what the undisturbed run left;
@@ -37,13 +37,16 @@ def prepare(home: Path) -> dict[str, list[str]]:
     train += ["--batch", "64", "--checkpoint-every", "3", "--log-every", "20"]
     learn = ["learn", "neon", "--sae", str(ROOT / "tinycanvas" / "saes" / "tinycanvas.safetensors"), "--steps", "2"]
     learn += ["--shows", str(home / "shows.txt"), "--lacks", str(home / "lacks.txt"), "--batch", "1"]
+    atlas = ["atlas", "--sae", str(ROOT / "tinycanvas" / "saes" / "tinycanvas.safetensors"), "--steps", "2"]
+    atlas += ["--prompts", "tinycanvas:anchor", "--images", "8", "--batch", "2"]
+    importlib.import_module("training.sae.atlas").SAVE_EVERY = 0.0  # seconds: after each batch
     # Here and not in a fork: what it imports, every fork has then.
     with contextlib.redirect_stdout(sys.stderr):
         assert training([*record, "--output", str(home / "recording")]) == 0
     importlib.import_module("training.sae.train")
     with contextlib.redirect_stdout(sys.stderr):
         assert training([*learn, "--output", str(home / "a.safetensors"), "--dry-run"]) == 0
-    return {"record": record, "train": train, "learn": learn}
+    return {"record": record, "train": train, "learn": learn, "atlas": atlas}
 
 
 def start(arguments: list[str], seconds: float | None = None) -> int:
@@ -103,7 +106,7 @@ def tally(command: str, arguments: list[str], times: int, seed: int, home: Path)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
-    parser.add_argument("commands", nargs="+", choices=["record", "train", "learn"])
+    parser.add_argument("commands", nargs="+", choices=["record", "train", "learn", "atlas"])
     parser.add_argument("--times", type=int, default=100, help="trials of each command")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -8,11 +8,11 @@ from tests.kills import files
 
 
 def test_what_is_killed_at_random_is_finished_to_the_same_files():
-    command = [sys.executable, "-m", "tests.kills", "record", "train", "learn", "--times", "3"]
+    command = [sys.executable, "-m", "tests.kills", "record", "train", "learn", "atlas", "--times", "3"]
     ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     lines = ended.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["record", "train", "learn"]
+    assert [line.split(":")[0] for line in lines] == ["record", "train", "learn", "atlas"]
     for line in lines:
         counts = {name: int(count) for count, name in (part.split(" ", 1) for part in line.split(": ")[1].split(", "))}
         assert counts["trials"] == 3 and counts["kills"] >= 1

@@ -24,7 +24,7 @@ def register() -> None:
 
 def names() -> list[str]:
     """The SAE files to offer: bundles, and of a folder in a published layout its file of weights."""
-    listed = folder_paths.get_filename_list(FOLDER)
+    listed = [name for name in folder_paths.get_filename_list(FOLDER) if not is_of_atlas(name)]
     return [
         name for name in listed if Path(name).name in LAYOUTS or (name.endswith(".safetensors") and not is_table(name))
     ]
@@ -73,3 +73,8 @@ def stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
 def is_table(name: str) -> bool:
     """Whether a file of this name is a concept table."""
     return Path(name).name.endswith("table.safetensors")
+
+
+def is_of_atlas(name: str) -> bool:
+    """Whether a file of this name is a part of an atlas."""
+    return any(folder.endswith(".atlas") for folder in Path(name.replace("\\", "/")).parts[:-1])

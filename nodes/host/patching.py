@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import comfy.model_management
+import numpy
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
@@ -44,8 +45,9 @@ class Patch:
     """What happens at one hookpoint: an ``edit``, or an ``observer`` that only looks.
 
     ``applies_to`` names the conditionings whose rows are meant; ``start`` and ``end`` are fractions of the sampling;
-    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture. What comes ``first`` sees the tokens ahead of all
-    edits, those of earlier nodes too.
+    ``mask`` ``[1 or B, H, W]`` in 0..1 says where in the picture; ``curve`` how much of the edit is made over the
+    sampling, as points (fraction of the sampling, amount) that lines join. What comes ``first`` sees the tokens ahead
+    of all edits, those of earlier nodes too.
     """
 
     hookpoint: Hookpoint
@@ -55,6 +57,7 @@ class Patch:
     start: float = 0.0
     end: float = 1.0
     mask: torch.Tensor | None = None
+    curve: tuple[tuple[float, float], ...] = ()
     first: bool = False
 
     def window(self, sampling: Any) -> Window:
@@ -62,6 +65,14 @@ class Patch:
         sigmas = torch.tensor([sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)])
         start, end = timestep_of(sampling, sigmas).tolist()
         return Window(start=start, end=end)
+
+    def amount(self, timestep: float, sampling: Any) -> float:
+        """How much of the edit is made at ``timestep``, by ``curve``."""
+        if not self.curve:
+            return 1.0
+        sigmas = torch.tensor([sampling.percent_to_sigma(share) for share, _ in self.curve])
+        points = sorted(zip(timestep_of(sampling, sigmas).tolist(), (amount for _, amount in self.curve), strict=True))
+        return float(numpy.interp(timestep, *zip(*points, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +124,7 @@ def _with(patches: tuple[Patch, ...], new: Patch) -> tuple[Patch, ...]:
         return (new, *patches)
     for index, old in enumerate(patches):
         alike = old.edit is not None and new.edit is not None and old.mask is new.mask
+        alike = alike and old.curve == new.curve
         alike = alike and all(getattr(old, n) == getattr(new, n) for n in ("hookpoint", "applies_to", "start", "end"))
         edit = join(old.edit, new.edit) if alike else None
         if edit is not None:
@@ -219,10 +231,15 @@ def _edited(patch: Patch, tokens: torch.Tensor, place: Place) -> torch.Tensor:
 
 
 def _edited_by_parts(patch: Patch, tokens: torch.Tensor, place: Place, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    amount = patch.amount(place.timestep, place.model.model_sampling)
+    if amount == 0:
+        return tokens
     result = tokens
     for part in parts:
         given = tokens if len(part) == len(tokens) else tokens[part.to(tokens.device)]
         mask = on_tokens(patch.mask, place.pictures[part], place.height, place.width, tokens.device)
+        if amount != 1:
+            mask = (torch.ones(1, tokens.shape[1], device=tokens.device) if mask is None else mask) * amount
         edited = patch.edit(given, place.timestep, mask=mask)
         if edited is given:
             continue

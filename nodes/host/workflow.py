@@ -64,10 +64,15 @@ def upstream(node_id: str | None, name: str) -> Iterator[tuple[str, str, dict]]:
         yield node_id, str(node.get("class_type")), inputs(node_id)
 
 
-def leads_on(node_id: str, output: int) -> bool:
-    """Whether anything of the workflow is linked to this output."""
-    queued = [node.get("inputs", {}) for node in _queued.get().values() if isinstance(node, dict)]
-    return any([node_id, output] == [str(value[0]), *value[1:]] for node in queued for value in _links(node))
+def followers(node_id: str, output: int) -> set[str]:
+    """The classes of the nodes that are linked to this output."""
+    queued = [node for node in _queued.get().values() if isinstance(node, dict)]
+    return {
+        str(node.get("class_type"))
+        for node in queued
+        for value in _links(node.get("inputs", {}))
+        if [node_id, output] == [str(value[0]), *value[1:]]
+    }
 
 
 def _links(given: dict) -> list[list]:

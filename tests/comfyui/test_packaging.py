@@ -43,7 +43,7 @@ def test_importing_the_pack_imports_nothing_else(listing):
 
 
 def test_listing_the_nodes_pulls_in_neither_diffusers_nor_matplotlib(listing):
-    assert listing["nodes"] == 11
+    assert listing["nodes"] == 13
     assert not {"diffusers", "matplotlib"} & set(listing["modules"])
 
 

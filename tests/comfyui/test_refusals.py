@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from saeuron import ConceptStatistics, Hookpoint, SparseAutoencoder, save_sae
+from tests.comfyui.test_atlas_routes import ASKED, BRUSH
 from tests.comfyui.workflows import find, only
 
 pytestmark = pytest.mark.comfyui
 
 NODES = Path(__file__).parents[2] / "nodes"
+TINYCANVAS_ATLAS = NODES.parent / "tinycanvas" / "saes" / "tinycanvas.atlas"
 BLOCK = "unet.up_blocks.1.attentions.1"
 SELECTOR, LOADER, PATCH, PLOT = "Concept Selector", "SAE Loader", "Feature Ablate Patch", "Concept Plot"
 LEARN, PROBE, RECORDER, STEER = "Learn Concept", "Feature Probe", "Activation Recorder", "Steer the right half"
@@ -109,7 +111,24 @@ QUEUED = [
         "steer",
         {STEER: {"latents": "a lot"}},
         STEER,
-        "`latents` is 'a lot': write numbers separated by commas, such as 12, 407",
+        "`latents` names 'a lot', which is no label in this SAE's atlas: write 12, 407 or 407 neon: +8; 12: x0.5",
+    ),
+    ("steer", {STEER: {"latents": ": +8"}}, STEER, "`latents` holds ': +8', which names no latent: write 12, 407"),
+    ("steer", {STEER: {"latents": "3: loud"}}, STEER, "`latents` holds '3: loud', and 'loud' is not understood: write"),
+    ("steer", {STEER: {"latents": "glow: +1"}}, STEER, "'glow' is the label of the latents 3, 4: give the number"),
+    ("steer", {STEER: {"latents": " "}}, STEER, "the SAE's latents are 0 to 1023, and none is given"),
+    ("steer", {STEER: {"curve": "often"}}, STEER, "`curve` holds 'often': write points such as 0%: 1, 50%: 0.2"),
+    (
+        "steer",
+        {"Atlas Card": {}, LOADER: {"sae_name": "nameless/sae.safetensors", "hookpoint": BLOCK}},
+        "Atlas Card",
+        "nameless/sae.safetensors has no atlas yet: build one with `training atlas` or Atlas Recorder",
+    ),
+    (
+        "steer",
+        {"Atlas Card": {}, LOADER: {"sae_name": "wide/sae.safetensors"}},
+        "Atlas Card",
+        "wide.atlas is the atlas of another SAE than wide/sae.safetensors: build one for it",
     ),
     ("steer", {STEER: {"latents": "3, 1024"}}, STEER, "the SAE's latents are 0 to 1023, and 1024 is none of them"),
     (
@@ -231,9 +250,12 @@ EXTRA = {
         },
     ),
     "Pictures": ("EmptyImage", {"width": 32, "height": 32, "batch_size": 2, "color": 255}),
+    "Atlas Card": ("SAeUronAtlasCard", {"sae": "SAE Loader →0", "latents": "251"}),
     "Save SAE": ("SAeUronSaveSae", {"sae": "SAE Loader →0", "licence": "", "card": "", "overwrite": False}),
 }
 """Nodes that are added where a case names them, and their inputs; `node →n` is a link to its output n."""
+ENDS = ("Save SAE", "Atlas Card")
+"""Those of them that show something, so that ComfyUI runs what they need."""
 ONLY_INSIDE = ("has changed since it was loaded", "are not supported yet", "are sampled: give one mask")
 """Sentences that want files exchanged meanwhile, large weights, or several masks: `inside/` has them."""
 
@@ -250,6 +272,12 @@ def bad_files(server):
     plain = SparseAutoencoder(128, 256, 4).requires_grad_(False)
     save_sae(plain, folder / "nameless")
     save_sae(plain, folder / BLOCK)
+    atlas = folder / "wide" / "wide.atlas" / "atlas.json"
+    atlas.parent.mkdir()
+    atlas.write_bytes((TINYCANVAS_ATLAS / "atlas.json").read_bytes())
+    glow = {"3": {"text": "glow"}, "4": {"text": "Glow"}}
+    (folder / "tinycanvas.atlas").mkdir(exist_ok=True)
+    (folder / "tinycanvas.atlas" / "labels.json").write_text(json.dumps({"labels": glow}), "utf-8")
     other = ConceptStatistics({"neon": "style", "candy": "style"}, [981, 1], 512, "0" * 16)
     other.save(folder / "other_table.safetensors")
     for name, more in (("full", {}), ("begun", {"tokens_per_map": 4})):
@@ -268,7 +296,7 @@ def ask(load, bad_files):
 
     def build(name: str, changes: dict) -> dict:
         workflow, changes = load(UNLEARN if name == "save" else name), dict(changes)
-        last = changes.pop("last", "Save SAE" if name == "save" else LAST.get(name))
+        last = changes.pop("last", next((one for one in ENDS if one in changes), LAST.get(name)))
         for title in changes.keys() & EXTRA.keys():
             kind, inputs = EXTRA[title]
             workflow[title] = {"class_type": kind, "inputs": dict(inputs), "_meta": {"title": title}}
@@ -286,7 +314,7 @@ def ask(load, bad_files):
 
 
 def test_every_sentence_of_the_nodes_is_asked_for():
-    asked = [says for *_, says in (*QUEUED, *WHILE_RUNNING)]
+    asked = [says for *_, says in (*QUEUED, *WHILE_RUNNING, *ASKED, (BRUSH,))]
     for file in sorted(NODES.rglob("*.py")):
         tree = ast.parse(file.read_text("utf-8"))
         names = {

@@ -85,9 +85,8 @@ def spoilt_tensors(content: bytes, rng: random.Random) -> bytes:
     own = header[rng.choice(names)] if names else {}
     match rng.randrange(9):
         case 0 if "__metadata__" in header:
-            header["__metadata__"]["saeuron"] = spoilt_json(header["__metadata__"]["saeuron"].encode(), rng).decode(
-                "utf-8", "replace"
-            )
+            said, key = header["__metadata__"], next(iter(header["__metadata__"]))
+            said[key] = spoilt_json(said[key].encode(), rng).decode("utf-8", "replace")
         case 1 if own:
             own["shape"] = rng.choice([[], [0], [2**40], [50_000_000, 16], [0, 2**62], own["shape"][::-1], [-1], "x"])
         case 2 if own:

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import pickle
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -30,6 +31,9 @@ from saeuron import (
     save_sae,
     write_settings,
 )
+from saeuron.atlas import Atlas, Survey, labels
+from saeuron.atlas.cards import curve_of, read_cards
+from saeuron.atlas.sheets import heated, to_image, window
 from saeuron.checkpoints import Bundle, load_bundle, save_bundle
 from saeuron.concept_table import WholeTable
 from saeuron.files import read_json
@@ -85,6 +89,29 @@ def use_bundle(bundle: Bundle) -> None:
                     edit(torch.ones(1, 3, bundle.sae.d_in), 400)
 
 
+def make_atlas(sae: SparseAutoencoder, folder: Path) -> None:
+    atlas = Atlas.create(folder, sae, (2, 3), {"steps": 2})
+    for number in range(2):
+        survey = Survey(sae, 3, 2, 3)
+        survey.see(random_tensor(3, 6, D, seed=number), 501)
+        images = [to_image(random_tensor(3, 8, 12, seed=9 * number + one)) for one in range(3)]
+        atlas.add(survey.finish(), images, ["a red cat", "a dog", "an oil cat"], [f"{number} {one}" for one in "abc"])
+    atlas.save()
+    read_cards(folder)
+    labels.write(folder, {"3": {"text": "cat", "by": "CLIP", "faithfulness": 0.8}})
+
+
+def use_atlas(folder: Path) -> None:
+    atlas, cards = Atlas.load(folder), read_cards(folder)
+    sum(cards["frequency"]), [cards["words"][latent] for latent in cards["dead"]]
+    labels.join(labels.read(folder))
+    atlas.codes(), curve_of(atlas, 3)
+    for picture, heat in zip(atlas.strongest.pictures[3].tolist(), atlas.strongest.heat[3], strict=True):
+        if picture >= 0:
+            image, heat = atlas.picture(picture), heat.float().view(atlas.grid) / 255
+            heated(image, heat, 96, window(heat, image.size))
+
+
 def use_recording(folder: Path) -> None:
     recording = Recording(folder)
     recording.prompts  # noqa: B018
@@ -110,9 +137,8 @@ def bytes_of(write: Callable[[Path], object], folder: Path) -> dict[str, bytes]:
     """The files that ``write`` leaves in ``folder``, which is then empty."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder)
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for path in folder.iterdir():
-        path.unlink()
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shutil.rmtree(folder)
     return found
 
 
@@ -255,6 +281,15 @@ def examples(folder: Path) -> dict[str, tuple[dict[str, bytes], Callable[[Path],
         bytes_of(lambda place: claim(options, place, recording="x"), folder),
         lambda place: claim(options, place, recording="x"),
     )
+    found["atlas"] = bytes_of(lambda place: make_atlas(sae, place), folder), use_atlas
+    latents = pack("latent_text")
+    widget = b"251 neon: +8; 12: x0.5 20-80%\n3, heart: off"
+    found["latents"] = (
+        {"a.txt": widget},
+        own("a.txt", lambda path: latents.read_entries(path.read_text("utf-8", "replace"))),
+    )
+    curve = b"0%: 1, 50%: 0.2"
+    found["curve"] = {"a.txt": curve}, own("a.txt", lambda path: latents.read_curve(path.read_text("utf-8", "replace")))
     texts = pack("concept_text")
     widget = 'neon, heart: 0.5\n"a, b": 4 × -8; (cat:50%)'.encode()
     found["widget"] = {"a.txt": widget}, own("a.txt", lambda path: texts.parse(path.read_text("utf-8", "replace")))

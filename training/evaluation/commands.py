@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common.options import Concepts, Long, Pictures, Prompts, Removal, options
+from ..common.options import Command, Concepts, Device, Long, Pictures, Prompts, Removal, options
 
 
 @dataclass(kw_only=True)
@@ -43,6 +43,35 @@ class Generate(Long, Pictures, Removal):
 
     def run(self) -> None:
         from .generate import run
+
+        run(self)
+
+
+@options
+class Label(Command, Device):
+    """Label the latents of an atlas with CLIP, or with labels that somebody published. What you wrote in ComfyUI
+    stays."""
+
+    atlas: Path
+    """Folder of the atlas."""
+    clip: Path | None = None
+    """Folder of transformers' CLIP: the text that fits a latent's strongest crops best becomes its label, with how well
+    it tells unseen pictures in which the latent fires from others (0.5 by chance)."""
+    texts: Path | None = None
+    """With --clip: texts to choose from, one a line; default the words of the atlas's prompts."""
+    prompt: str = "a photo of {name}"
+    """With --clip: what a text is put into."""
+    crops: int = 4
+    """With --clip: strongest crops of a latent that are looked at."""
+    most: int | None = None
+    """With --clip: label only so many latents, those whose words are clearest; default all that fire."""
+    published: Path | None = None
+    """File of labels by others, .json, .jsonl or .csv: latent → label, or rows with columns `latent` and `label`."""
+    by: str = ""
+    """With --published: whose labels they are; default the name of the file."""
+
+    def run(self) -> None:
+        from .label import run
 
         run(self)
 

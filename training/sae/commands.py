@@ -156,6 +156,27 @@ class Learn(Long, Pictures, Concepts):
 
 
 @options
+class BuildAtlas(Long, Pictures, Prompts, Sae):
+    """Draw prompts and keep what every latent does in an atlas, to be looked at in ComfyUI. Started again, it
+    continues."""
+
+    output: Path
+    """Folder for the atlas; ComfyUI looks for it beside the SAE, as mine.atlas for mine.safetensors."""
+    prompts: str = "tinycanvas:anchor"
+    images: int | None = None
+    """Number of images; default one a prompt. Prompts are shuffled and repeat when there are fewer."""
+    part: tuple[int, int] | None = None
+    """Draw only the images from the first number up to, not including, the second: a part to be merged later."""
+    merge: tuple[Path, ...] = ()
+    """Draw nothing: make one atlas of these two, which hold different parts."""
+
+    def run(self) -> None:
+        from .atlas import run
+
+        run(self)
+
+
+@options
 class Build(Long, Pictures, Prompts, Shared):
     """Make an SAE of your own in one command: train while the model draws, score where prompts say what they show, and
     bundle. Started again, it continues."""

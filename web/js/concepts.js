@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { loaderOf, widget } from "./graph.js";
+import { isChosen, toggled } from "./names.js";
 
 async function fetchConcepts(node) {
   const { loader, learnt } = loaderOf(node);
@@ -19,28 +20,13 @@ async function fetchConcepts(node) {
   return concepts;
 }
 
-const nameIn = (entry) => entry.split(":")[0].replace(/[()]/g, "").trim().toLowerCase();
-// A name with a sign that means something in the list stands in quotation marks.
-const written = (name) => (/[,;:()"]/.test(name) ? `"${name}"` : name);
-const isChosen = (text, name) =>
-  written(name) !== name ? text.value.includes(written(name)) : text.value.split(/[,;\n]/).some((entry) => nameIn(entry) === name.toLowerCase());
-
 function write(node, text, value) {
   text.value = value;
   text.callback?.(value);
   node.graph.setDirtyCanvas(true, true);
 }
 
-// Add a concept to the list, or take it out of it.
-function toggle(node, text, name) {
-  if (isChosen(text, name)) {
-    if (written(name) !== name) return write(node, text, text.value.replace(written(name), "").replace(/^[\s,;]+|[\s,;]+$/g, ""));
-    const rest = text.value.split(/[,;\n]/).filter((entry) => nameIn(entry) !== name.toLowerCase());
-    return write(node, text, rest.map((entry) => entry.trim()).filter(Boolean).join(", "));
-  }
-  const before = text.value.trimEnd().replace(/[,;]$/, "");
-  write(node, text, before ? `${before}, ${written(name)}` : written(name));
-}
+const toggle = (node, text, name) => write(node, text, toggled(text.value, name));
 
 // Under the node, wherever it is on the screen: Nodes 2.0 gives buttons no event to take a place from.
 function below(node) {
@@ -56,7 +42,7 @@ async function offer(node, text, choose) {
     const entries = Object.entries(byKind).flatMap(([kind, names]) => [
       { content: kind || "other", disabled: true },
       ...names.map((name) => ({
-        content: `${isChosen(text, name) ? "✓ " : ""}${name}`,
+        content: `${isChosen(text.value, name) ? "✓ " : ""}${name}`,
         callback: () => choose(node, text, name),
       })),
     ]);

@@ -28,7 +28,7 @@ function holder(subgraph, graph = root()) {
 
 // The node whose output reaches this input, looking through reroutes, and into subgraphs and out of them.
 export function source(node, name) {
-  let slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  let slot = node?.inputs?.findIndex((input) => input.name === name) ?? -1;
   while (node?.inputs?.[slot]) {
     const link = linkOf(node.graph, node.inputs[slot].link);
     if (!link) return null;
