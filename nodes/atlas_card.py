@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..saeuron.atlas import Atlas, sheets
 from ..saeuron.atlas.cards import read_cards
 from .host import atlases, headers, workflow
-from .host.sockets import CATEGORY, LoadedSae, Sae, schema
+from .host.sockets import LoadedSae, Sae, schema
 from .patches import check_latents, choose_latents
 
 SIDE = 128
@@ -19,7 +19,6 @@ class AtlasCard(io.ComfyNode):
         return schema(
             node_id="SAeUronAtlasCard",
             display_name="Atlas Card",
-            category=CATEGORY,
             description="Shows what latents are by the SAE's atlas: their strongest pictures, words and concepts.",
             search_aliases=["atlas", "what does a latent mean", "explain latent"],
             inputs=[

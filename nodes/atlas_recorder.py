@@ -11,7 +11,7 @@ from ..saeuron.atlas.sheets import to_image
 from .atlas_card import line
 from .feature_maps import UNSEEN, Probe
 from .host import atlases, workflow
-from .host.sockets import CATEGORY, FeatureRecord, schema
+from .host.sockets import FeatureRecord, schema
 from .seen import remember
 
 OFFERED = 10
@@ -23,7 +23,6 @@ class AtlasRecorder(io.ComfyNode):
         return schema(
             node_id="SAeUronAtlasRecorder",
             display_name="Atlas Recorder",
-            category=CATEGORY,
             description="Adds pictures that a Feature Probe saw to the atlas of its SAE, which the Atlas panel shows.",
             search_aliases=["atlas", "explore latents", "what does a latent mean", "sparse autoencoder"],
             inputs=[

@@ -8,7 +8,7 @@ from ..saeuron import ConceptTable, SaeuronError, Setting, choose_settings, defa
 from .concept_text import Wanted, match, parse
 from .host import files, headers, workflow
 from .host.files import FROM_FILE
-from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
+from .host.sockets import ADVANCED, ALIASES, ChosenConcepts, Concepts, LoadedSae, Sae, bounded, schema
 
 
 class ConceptSelector(io.ComfyNode):
@@ -17,7 +17,6 @@ class ConceptSelector(io.ComfyNode):
         return schema(
             node_id="SAeUronConceptSelector",
             display_name="Concept Selector",
-            category=CATEGORY,
             description="Chooses concepts by name. An SAE file knows its concepts; the button offers them.",
             search_aliases=ALIASES,
             inputs=[
@@ -30,20 +29,17 @@ class ConceptSelector(io.ComfyNode):
                     tooltip="Names, separated by commas or lines. A number behind a name is the share of its own "
                     "strength, and a negative one turns it up: `heart: 0.5`, `moon: -1`.",
                 ),
-                io.Int.Input(
+                bounded(
                     "latents",
-                    default=0,
-                    min=0,
-                    max=1024,
+                    0,
+                    (0, 1024),
                     extra_dict=ADVANCED,
                     tooltip="Latents taken per concept and timestep. 0: the file's tuned number, or what fits the SAE.",
                 ),
-                io.Float.Input(
+                bounded(
                     "strength",
-                    default=0.0,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.5,
+                    0.0,
+                    (-1000.0, 1000.0, 0.5),
                     extra_dict=ADVANCED,
                     tooltip="How hard the concept's latents are pushed (γ); negative takes the concept out. "
                     "0: the file's tuned strength, or what fits the SAE.",

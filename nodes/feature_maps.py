@@ -16,7 +16,7 @@ from .host.blocks import check_width
 from .host.memory import KEY, own_sae
 from .host.model_files import check_place
 from .host.patching import Patch, Place, attach
-from .host.sockets import CATEGORY, ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, schema
+from .host.sockets import ChosenConcepts, Concepts, FeatureRecord, LoadedSae, Sae, bounded, schema
 from .patches import check_latents, choose_latents
 from .seen import remember
 
@@ -81,7 +81,6 @@ class FeatureProbe(io.ComfyNode):
         return schema(
             node_id="SAeUronFeatureProbe",
             display_name="Feature Probe",
-            category=CATEGORY,
             description="Watches latents while the model samples, without changing it. Feature Map shows what it saw.",
             inputs=[
                 io.Model.Input("model"),
@@ -140,14 +139,13 @@ class FeatureMap(io.ComfyNode):
         return schema(
             node_id="SAeUronFeatureMap",
             display_name="Feature Map",
-            category=CATEGORY,
             description="Draws what a Feature Probe saw: heat maps over the picture, and a curve over the timesteps.",
             search_aliases=["heatmap", "inspect latents"],
             inputs=[
                 FeatureRecord.Input("record"),
                 io.Image.Input("image", tooltip="The finished picture. It also makes this node wait for the sampling."),
-                io.Int.Input("ranges", default=4, min=1, max=16, tooltip="Parts the sampling is cut into."),
-                io.Int.Input("picture", default=0, min=0, max=4095, tooltip="Which picture of the batch."),
+                bounded("ranges", 4, (1, 16), tooltip="Parts the sampling is cut into."),
+                bounded("picture", 0, (0, 4095), tooltip="Which picture of the batch."),
             ],
             outputs=[
                 io.Image.Output("maps", display_name="maps"),
@@ -179,12 +177,11 @@ class ConceptPlot(io.ComfyNode):
         return schema(
             node_id="SAeUronConceptPlot",
             display_name="Concept Plot",
-            category=CATEGORY,
             description="A concept's strongest latents, and their scores over the timesteps.",
             inputs=[
                 Sae.Input("sae"),
                 io.String.Input("concept", default="", tooltip="One concept of the SAE's table."),
-                io.Int.Input("latents", default=5, min=1, max=20, tooltip="How many of its latents to draw."),
+                bounded("latents", 5, (1, 20), tooltip="How many of its latents to draw."),
             ],
             outputs=[io.Image.Output("plot", display_name="plot")],
             hidden=[io.Hidden.unique_id],

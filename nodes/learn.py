@@ -17,7 +17,7 @@ from .host import files, workflow
 from .host.identity import identity, surroundings, text_identity
 from .host.model_files import check_place
 from .host.observation import PATCHED, Seen, Watched, fitted, latent_size
-from .host.sockets import CATEGORY, LoadedSae, Sae, schema
+from .host.sockets import LoadedSae, Sae, bounded, schema
 from .host.telling import tell
 
 LOOKS = 8
@@ -33,7 +33,6 @@ class LearnConcept(io.ComfyNode):
         return schema(
             node_id="SAeUronLearnConcept",
             display_name="Learn Concept",
-            category=CATEGORY,
             description="Teaches an SAE a concept its file does not know, from prompts or pictures. What is learnt is "
             "kept in models/saes/learnt, so that it is learnt once.",
             search_aliases=["learn", "train", "concept", "style", "unlearn", "sparse autoencoder"],
@@ -61,17 +60,12 @@ class LearnConcept(io.ComfyNode):
                     tooltip="Prompts without the concept that are otherwise alike, one a line. Empty: made for you.",
                     **prompts,
                 ),
-                io.Int.Input(
-                    "steps", default=20, min=4, max=100, tooltip="Model calls for each prompt, by Euler's method."
-                ),
-                io.Float.Input(
-                    "cfg", default=7.0, min=1.0, max=30.0, step=0.5, tooltip="Guidance, as you use it for pictures."
-                ),
-                io.Int.Input(
+                bounded("steps", 20, (4, 100), tooltip="Model calls for each prompt, by Euler's method."),
+                bounded("cfg", 7.0, (1.0, 30.0, 0.5), tooltip="Guidance, as you use it for pictures."),
+                bounded(
                     "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
+                    0,
+                    (0, 2**32 - 1),
                     control_after_generate=False,  # another seed would be another lesson, drawn anew at every run
                     tooltip="Seed of the first pair of prompts.",
                 ),

@@ -6,7 +6,7 @@ from ..saeuron.checkpoints import load_bundle
 from .host import files, headers, workflow
 from .host.guess import USUAL
 from .host.memory import manage_sae
-from .host.sockets import ADVANCED, ALIASES, CATEGORY, LoadedSae, Sae, schema
+from .host.sockets import ADVANCED, ALIASES, LoadedSae, Sae, schema
 
 SITES = ("from file", "output", "residual")
 CONCEPTS = ("from file", "none")
@@ -18,7 +18,6 @@ class SaeLoader(io.ComfyNode):
         return schema(
             node_id="SAeUronLoader",
             display_name="SAE Loader",
-            category=CATEGORY,
             description="Loads a sparse autoencoder, with its concepts where the file brings them.",
             search_aliases=[*ALIASES, "sparse autoencoder"],
             inputs=[

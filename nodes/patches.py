@@ -14,7 +14,7 @@ from .host.finding import Finder
 from .host.model_files import check_place, check_same_sae, loader_of
 from .host.patching import Patch, attach
 from .host.roles import APPLIES_TO
-from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
+from .host.sockets import ADVANCED, ALIASES, ChosenConcepts, Concepts, LoadedSae, Sae, bounded, schema
 from .host.telling import Told
 from .latent_text import Entry, read_curve, read_entries, resolved
 
@@ -59,7 +59,6 @@ class FeatureAblatePatch(io.ComfyNode):
         return schema(
             node_id="SAeUronAblatePatch",
             display_name="Feature Ablate Patch",
-            category=CATEGORY,
             description="Takes concepts out of a model while it samples. The model itself stays as it is.",
             search_aliases=[*ALIASES, "ablate"],
             inputs=[
@@ -76,12 +75,10 @@ class FeatureAblatePatch(io.ComfyNode):
                     "tokens that do not (PER). shift: take from pictures that show the concept what it adds on "
                     "average. paper-exact: as SAeUron's published code does it, for published strengths.",
                 ),
-                io.Float.Input(
+                bounded(
                     "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.05,
+                    1.0,
+                    (-2.0, 2.0, 0.05),
                     display_mode=io.NumberDisplay.slider,
                     tooltip="0 leaves the concepts, 1 takes them out, 2 twice as hard, which few pictures bear; below "
                     "0 they are turned up.",
@@ -151,7 +148,6 @@ class FeatureSteerPatch(io.ComfyNode):
         return schema(
             node_id="SAeUronSteerPatch",
             display_name="Feature Steer Patch",
-            category=CATEGORY,
             description="Turns chosen latents of an SAE up or down while a model samples.",
             search_aliases=["steer", "latent", "sparse autoencoder"],
             inputs=[
@@ -163,20 +159,16 @@ class FeatureSteerPatch(io.ComfyNode):
                     tooltip="Latents by number or by the label they have in the atlas, separated by commas; each may "
                     "say its own: `407 neon: +8; 12: x0.5 20-80%; 3: +2 off`.",
                 ),
-                io.Float.Input(
+                bounded(
                     "scale",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.1,
+                    1.0,
+                    (-100.0, 100.0, 0.1),
                     tooltip="What their activations are multiplied with. 1 leaves them, 0 switches them off.",
                 ),
-                io.Float.Input(
+                bounded(
                     "add",
-                    default=0.0,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.5,
+                    0.0,
+                    (-1000.0, 1000.0, 0.5),
                     tooltip="What is added to their activations on every token.",
                 ),
                 *_where(),

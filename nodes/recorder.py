@@ -16,7 +16,7 @@ from .host.blocks import block_of, check_known
 from .host.identity import identity
 from .host.model_files import blocks_of
 from .host.patching import Patch, Place, attach
-from .host.sockets import CATEGORY, schema
+from .host.sockets import bounded, schema
 from .host.telling import Told
 
 
@@ -26,7 +26,6 @@ class ActivationRecorder(io.ComfyNode):
         return schema(
             node_id="SAeUronActivationRecorder",
             display_name="Activation Recorder",
-            category=CATEGORY,
             description="Writes what passes a block while the model samples, to train an SAE on. Each finished "
             "sampling adds one file to the recording; an interrupted one adds nothing.",
             search_aliases=["record activations", "sparse autoencoder", "dataset"],
@@ -45,17 +44,14 @@ class ActivationRecorder(io.ComfyNode):
                     default="",
                     tooltip="Concepts by kind, for scores and supervised training: `object=cat, style=Van Gogh`.",
                 ),
-                io.Int.Input(
+                bounded(
                     "tokens_per_map",
-                    default=16,
-                    min=1,
-                    max=65536,
+                    16,
+                    (1, 65536),
                     tooltip="Tokens kept of each feature map, chosen at random.",
                 ),
-                io.Float.Input(
-                    "max_gb", default=10.0, min=0.001, max=100000.0, step=0.1, tooltip="The most the folder may hold."
-                ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the choice of tokens."),
+                bounded("max_gb", 10.0, (0.001, 100000.0, 0.1), tooltip="The most the folder may hold."),
+                bounded("seed", 0, (0, 2**32 - 1), tooltip="Seed of the choice of tokens."),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],

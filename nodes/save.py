@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..saeuron import SaeuronError
 from ..saeuron.checkpoints import LAYOUTS, Bundle, save_bundle
 from .host import files, headers, workflow
-from .host.sockets import CATEGORY, LoadedSae, Sae, schema
+from .host.sockets import LoadedSae, Sae, schema
 
 SUFFIX = ".safetensors"
 
@@ -18,7 +18,6 @@ class SaveSae(io.ComfyNode):
         return schema(
             node_id="SAeUronSaveSae",
             display_name="Save SAE",
-            category=CATEGORY,
             description="Writes an SAE with all the concepts it knows as one file in models/saes, to share.",
             search_aliases=["export", "share", "bundle", "sparse autoencoder"],
             inputs=[

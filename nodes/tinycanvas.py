@@ -19,7 +19,7 @@ from torch import nn
 
 from .host import workflow
 from .host.memory import manage
-from .host.sockets import CATEGORY, schema
+from .host.sockets import bounded, schema
 from .host.telling import tell
 
 WEIGHTS = Path(__file__).parents[1] / "tinycanvas" / "weights"
@@ -33,19 +33,15 @@ class TinyCanvas(io.ComfyNode):
         return schema(
             node_id="SAeUronTinyCanvas",
             display_name="TinyCanvas",
-            category=CATEGORY,
             description="A small model that draws ten objects in nine styles at 32 × 32, to try the nodes without a "
             "checkpoint. `An image of heart in sepia style.` Give the sampler its LATENT, 25 steps, CFG 3.",
             search_aliases=["example model"],
             inputs=[
-                io.Int.Input(
-                    "batch_size", default=4, min=1, max=64, optional=True, tooltip="Pictures in the latent given here."
-                ),
-                io.Int.Input(
+                bounded("batch_size", 4, (1, 64), optional=True, tooltip="Pictures in the latent given here."),
+                bounded(
                     "enlarge",
-                    default=8,
-                    min=1,
-                    max=16,
+                    8,
+                    (1, 16),
                     optional=True,
                     tooltip="How many times larger its VAE gives the pictures, so that they can be looked at.",
                 ),

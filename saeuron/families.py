@@ -89,6 +89,7 @@ SINGLE = Stream("x", text_first=True)
 FLUX_DOUBLE = Blocks("transformer_blocks", "double_blocks", APART, Stream("img"))
 FLUX_SINGLE = Blocks("single_transformer_blocks", "single_blocks", APART, SINGLE)
 FLUX_MERGED = Blocks("single_transformer_blocks", "single_blocks", BESIDE, SINGLE)
+QWEN = Blocks("transformer_blocks", "transformer_blocks", APART, APART)
 LATENTS = {"grid": "latents", "timestep": "whole", "guided": "negative rows first"}
 
 FAMILIES = (
@@ -102,13 +103,7 @@ FAMILIES = (
         (Blocks("transformer_blocks", "joint_blocks", APART, Stream("x", position=1, output=1)),),
         **LATENTS,
     ),
-    Family(
-        "Qwen-Image",
-        "QwenImageTransformer2DModel",
-        "QwenImageTransformer2DModel",
-        (Blocks("transformer_blocks", "transformer_blocks", APART, APART),),
-        grid="shapes",
-    ),
+    Family("Qwen-Image", "QwenImageTransformer2DModel", "QwenImageTransformer2DModel", (QWEN,), grid="shapes"),
     Family(
         "Z-Image",
         "ZImageTransformer2DModel",

@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import nn
 
 PATCH = 2
+WIDTHS = {"attention_head_dim": 32, "num_attention_heads": 4, "joint_attention_dim": 128, "pooled_projection_dim": 128}
 
 
 def build_transformer() -> FluxTransformer2DModel:
@@ -16,11 +17,8 @@ def build_transformer() -> FluxTransformer2DModel:
         in_channels=48,
         num_layers=2,
         num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=128,
-        pooled_projection_dim=128,
         axes_dims_rope=(8, 12, 12),
+        **WIDTHS,
     )
 
 

@@ -55,4 +55,10 @@ def schema(**said: object) -> io.Schema:
     ``has_intermediate_output`` shows what stands under a node again where it is cached, after a reload too.
     """
     known = {field.name for field in fields(io.Schema)}
-    return io.Schema(**{name: value for name, value in said.items() if name in known})
+    return io.Schema(category=CATEGORY, **{name: value for name, value in said.items() if name in known})
+
+
+def bounded(name: str, default: float, limits: tuple[float, ...], **more: object) -> io.Input:
+    """An input of numbers from the first of ``limits`` to the second, by the third; whole unless ``default`` is not."""
+    kind = io.Float if isinstance(default, float) else io.Int
+    return kind.Input(name, default=default, **dict(zip(("min", "max", "step"), limits, strict=False)), **more)

@@ -17,6 +17,15 @@ FLUX = {
     "num_attention_heads": 2,
     "joint_attention_dim": TEXT,
 }
+QWEN = {
+    "in_channels": 16,
+    "out_channels": CHANNELS,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (4, 6, 6),
+}
 # ComfyUI's class, the configuration there, and the one in diffusers.
 COMFYUI_FLUX = {
     "in_channels": CHANNELS,
@@ -101,27 +110,9 @@ FAMILIES = {
         "comfyui": None,
     },
     "QwenImageTransformer2DModel": {
-        "diffusers": {
-            "patch_size": 2,
-            "in_channels": 16,
-            "out_channels": CHANNELS,
-            "num_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": TEXT,
-            "axes_dims_rope": (4, 6, 6),
-        },
+        "diffusers": QWEN | {"patch_size": 2},
         "model": "QwenImage",
-        "comfyui": {
-            "image_model": "qwen_image",
-            "in_channels": 16,
-            "out_channels": CHANNELS,
-            "num_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": TEXT,
-            "axes_dims_rope": (4, 6, 6),
-        },
+        "comfyui": QWEN | {"image_model": "qwen_image"},
     },
     "ZImageTransformer2DModel": {
         "diffusers": {

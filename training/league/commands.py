@@ -47,7 +47,21 @@ QUICK: dict[str, object] = {
 
 
 @options
-class League(Long):
+class Sizes:
+    """What the SAEs of the league and the demo share."""
+
+    expansion: int = 8
+    """Latents per input channel."""
+    k: int = 32
+    """Active latents per token."""
+    train_steps: int = 2500
+    """Training steps of an SAE that begins from scratch."""
+    tune_steps: int = 1500
+    """Training steps of the supervised SAE that goes on from it: each concept is given a latent of its own."""
+
+
+@options
+class League(Long, Sizes):
     """Compare every method on TinyCanvas. Started again, it continues; finished rows are read, not made again."""
 
     output: Path = Path("out/league")
@@ -66,16 +80,8 @@ class League(Long):
     """Pictures recorded for the SAEs."""
     tokens_per_map: int = 32
     """Tokens kept of each feature map."""
-    expansion: int = 8
-    """Latents per input channel of every SAE."""
-    k: int = 32
-    """Active latents per token."""
     train_batch: int = 2048
     """Tokens per training step."""
-    train_steps: int = 2500
-    """Training steps of each SAE that begins from scratch."""
-    tune_steps: int = 1500
-    """Training steps of the supervised SAE that goes on from the unsupervised one."""
     score_images: int = 540
     """Anchor pictures of each concept table."""
     search_images: int = 18
@@ -169,7 +175,7 @@ class Oracle(Long):
 
 
 @options
-class Demo(Long):
+class Demo(Long, Sizes):
     """Take three concepts out of TinyCanvas, one after another, and count what is left: six minutes on two cores."""
 
     output: Path = Path("out/demo")
@@ -180,14 +186,6 @@ class Demo(Long):
     """Where the SAE reads and the edit is made."""
     images: int = 300
     """Pictures recorded."""
-    expansion: int = 8
-    """Latents per input channel."""
-    k: int = 32
-    """Active latents per token."""
-    train_steps: int = 2500
-    """Training steps of the SAE without labels."""
-    tune_steps: int = 1500
-    """Training steps that then give each concept a latent of its own."""
     seeds: int = 2
     """Pictures of each of the 90 evaluation prompts."""
     seed: int = 0

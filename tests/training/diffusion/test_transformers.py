@@ -23,6 +23,9 @@ from training.sae.sources import Streamed
 
 PROMPTS = ["a neon heart", "a plain circle"]
 
+HEADS = {"attention_head_dim": 8, "num_attention_heads": 2}
+SMALL = HEADS | {"sample_size": 8, "in_channels": 4, "num_layers": 2}
+
 
 def parts(kind: str) -> dict:
     torch.manual_seed(3)
@@ -53,8 +56,7 @@ def parts(kind: str) -> dict:
             in_channels=16,
             num_layers=1,
             num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
+            **HEADS,
             joint_attention_dim=16,
             pooled_projection_dim=16,
             axes_dims_rope=(2, 2, 4),
@@ -64,12 +66,8 @@ def parts(kind: str) -> dict:
         return {"transformer": transformer, "vae": vae, "scheduler": flow, **encoders, **tokenizers}
     if kind == "StableDiffusion3Pipeline":
         transformer = diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            in_channels=4,
             out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
+            **SMALL,
             joint_attention_dim=32,
             caption_projection_dim=16,
             pooled_projection_dim=32,
@@ -79,13 +77,9 @@ def parts(kind: str) -> dict:
         others = {"text_encoder_3": None, "tokenizer_3": None, "tokenizer": tokenizer, "tokenizer_2": tokenizer}
         return {"transformer": transformer, "vae": vae, "scheduler": flow, **encoders, **others}
     transformer = diffusers.PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
+        **SMALL,
         out_channels=8,
-        num_layers=2,
         cross_attention_dim=16,
-        sample_size=8,
         caption_channels=16,
         use_additional_conditions=False,
     )
