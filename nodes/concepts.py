@@ -59,6 +59,7 @@ class ConceptSelector(io.ComfyNode):
             ],
             outputs=[Concepts.Output("concepts", display_name="CONCEPTS")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

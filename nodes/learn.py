@@ -94,6 +94,7 @@ class LearnConcept(io.ComfyNode):
             ],
             outputs=[Sae.Output("sae", display_name="SAE", tooltip="The SAE, which now knows the concept.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

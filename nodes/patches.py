@@ -15,6 +15,7 @@ from .host.model_files import check_place, check_same_sae, loader_of
 from .host.patching import Patch, attach
 from .host.roles import APPLIES_TO
 from .host.sockets import ADVANCED, ALIASES, CATEGORY, ChosenConcepts, Concepts, LoadedSae, Sae, schema
+from .host.telling import Told
 from .latent_text import Entry, read_curve, read_entries, resolved
 
 WAYS = {
@@ -89,6 +90,7 @@ class FeatureAblatePatch(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -118,14 +120,16 @@ class FeatureAblatePatch(io.ComfyNode):
             for name, setting in concepts.settings.items()
         }
         headers.check_belongs(concepts.table, sae.sae.fingerprint, files.FROM_FILE, sae.name)
+        told = ui.PreviewText("Its table cannot tell which pictures show a concept.")
         if concepts.table.has_contrasts:
             detector = Redirect(sae.sae, concepts.table.contrasts(sae.sae), dict.fromkeys(settings, -1.0))
-            finder = Finder(detector, workflow.number(cls))
+            told = Told("Waiting for the sampler.", workflow.number(cls))
+            finder = Finder(detector, told)
             model = attach(model, Patch(sae.hookpoint, observer=finder, applies_to="positive", first=True), sae.patcher)
         for edit in build_edits(sae.sae, concepts.table, settings):
             patch = Patch(sae.hookpoint, edit, None, applies_to, start_percent, end_percent, mask)
             model = attach(model, patch, sae.patcher)
-        return io.NodeOutput(model, ui=ui.PreviewText("Waiting for the sampler."))
+        return io.NodeOutput(model, ui=told)
 
 
 def in_mode(setting: Setting, mode: str, counted: bool) -> Setting:

@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError, formats
 from ..saeuron.files import read_json
@@ -17,7 +17,7 @@ from .host.identity import identity
 from .host.model_files import blocks_of
 from .host.patching import Patch, Place, attach
 from .host.sockets import CATEGORY, schema
-from .host.telling import tell
+from .host.telling import Told
 
 
 class ActivationRecorder(io.ComfyNode):
@@ -59,6 +59,7 @@ class ActivationRecorder(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -82,9 +83,10 @@ class ActivationRecorder(io.ComfyNode):
         place = Hookpoint(hookpoint.strip(), site)
         block_of(model.model, place)
         row = {"prompt": prompt} | parse_labels(labels)
-        recorder = Recorder(output_folder(folder), place, row, tokens_per_map, max_gb, seed, workflow.number(cls))
+        recorder = Recorder(output_folder(folder), place, row, tokens_per_map, max_gb, seed)
+        recorder.told = Told(recorder.holds(), workflow.number(cls))
         patched = attach(model, Patch(place, observer=recorder, applies_to="positive"))
-        return io.NodeOutput(patched, ui=ui.PreviewText(recorder.holds()))
+        return io.NodeOutput(patched, ui=recorder.told)
 
 
 def check(folder: str, node_id: str | None) -> None:
@@ -133,11 +135,11 @@ class Recorder:
         tokens_per_map: int,
         max_gb: float,
         seed: int,
-        node_id: str | None = None,
     ) -> None:
-        self.folder, self.hookpoint, self.row, self.node_id = folder, hookpoint, row, node_id
+        self.folder, self.hookpoint, self.row = folder, hookpoint, row
         self.tokens_per_map, self.max_gb, self.seed = tokens_per_map, max_gb, seed
         self.parts: list[Tokens] = []
+        self.told: Told | None = None
         self.check()
 
     def check(self) -> None:
@@ -179,7 +181,8 @@ class Recorder:
             settings = {"model": self.model, "tokens_per_map": self.tokens_per_map}
             writer = RecordingWriter(self.folder, self.hookpoint, tokens.activations.shape[1], None, settings)
             writer.append([self.row] * self.pictures, tokens, self.seed)
-            tell(self.node_id, self.holds())
+            if self.told is not None:
+                self.told.say(self.holds())
         self.parts = []
 
     def holds(self) -> str:

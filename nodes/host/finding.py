@@ -5,7 +5,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...saeuron.redirect import Redirect
 from .patching import Place
-from .telling import tell
+from .telling import Told
 
 SHOWN = 0.25
 """The mean amount, over the first half of its maps, from which on a picture shows a concept: later the edit acts."""
@@ -14,8 +14,8 @@ SHOWN = 0.25
 class Finder:
     """Watches, ahead of the edit, which pictures show the concepts of ``detector``; `found` counts them by name."""
 
-    def __init__(self, detector: Redirect, node_id: str | None) -> None:
-        self.detector, self.node_id = detector, node_id
+    def __init__(self, detector: Redirect, told: Told) -> None:
+        self.detector, self.told = detector, told
         self.found: dict[str, int] = {}
 
     def begin(self, model: ModelPatcher) -> None:
@@ -33,7 +33,7 @@ class Finder:
             first = [torch.stack(own[: max(1, len(own) // 2)]).mean(0) for own in self.amounts.values()]
             counts = (torch.stack(first) >= SHOWN).sum(0).tolist()
             self.found = dict(zip(self.detector.strengths, counts, strict=True))
-            tell(self.node_id, describe(self.found, len(first)))
+            self.told.say(describe(self.found, len(first)))
 
 
 def describe(found: dict[str, int], pictures: int) -> str:

@@ -50,6 +50,9 @@ class ChosenConcepts:
 
 
 def schema(**said: object) -> io.Schema:
-    """A node's schema of what this ComfyUI understands: 0.8 knows no ``search_aliases``."""
+    """A node's schema of what this ComfyUI understands: 0.8 knows no ``search_aliases``.
+
+    ``has_intermediate_output`` shows what stands under a node again where it is cached, after a reload too.
+    """
     known = {field.name for field in fields(io.Schema)}
     return io.Schema(**{name: value for name, value in said.items() if name in known})

@@ -76,10 +76,6 @@ def load_bundle(
     return bundle
 
 
-def _if_there(path: Path) -> Path | None:
-    return path if path.exists() else None
-
-
 def _hookpoint(own: Hookpoint | None, name: str | None, site: str | None) -> Hookpoint | None:
     if own is None and name is None:
         return None

@@ -119,6 +119,24 @@ def test_the_result_is_seen(open_page, server, name):
     screenshot(page, name)
 
 
+def test_what_stands_under_a_node_is_there_again_after_a_reload(open_page, server):
+    """Queued anew, nothing is sampled, and so nothing is counted."""
+    server.forget()
+    page = open_page(False)
+    load_workflow(page, "tinycanvas_unlearn")
+    queue(page, server)
+    under = """() => ["SAeUronConceptSelector", "SAeUronAblatePatch"].map((type) =>
+      app.graph.findNodesByType(type)[0].widgets.find((widget) => widget.name === "contents").value)"""
+    told = ["sepia (style): redirect, strength -2", "sepia: found in 4 of 4 pictures"]
+    assert page.evaluate(under) == told
+    page.reload()
+    page.wait_for_function("() => window.app?.graph && app.extensionManager?.spinner === false")
+    load_workflow(page, "tinycanvas_unlearn")
+    assert page.evaluate(under) != told
+    queue(page, server)
+    assert page.evaluate(under) == told
+
+
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_concept_is_picked_and_queued(open_page, server, renderer):
     server.forget()  # the SAE Loader tells what it loads only when it does

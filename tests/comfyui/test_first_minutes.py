@@ -97,15 +97,15 @@ def wire(page, source: tuple[str, str], target: tuple[str, str]) -> None:
     )
 
 
-def write(page, text: str) -> None:
+def enter(page, node: str, name: str, value: str) -> None:
+    """Give a widget a value, as choosing or writing it does."""
     page.evaluate(
-        """(text) => {
-          const widget = app.graph.findNodesByType("SAeUronConceptSelector")[0].widgets
-            .find((one) => one.name === "concepts");
-          widget.value = text;
-          widget.callback?.(text);
+        """([type, name, value]) => {
+          const widget = app.graph.findNodesByType(type)[0].widgets.find((one) => one.name === name);
+          widget.value = value;
+          widget.callback?.(value);
         }""",
-        text,
+        [node, name, value],
     )
     page.wait_for_timeout(1000)
 
@@ -126,15 +126,16 @@ def test_from_an_empty_canvas_to_a_concept_gone(open_page, server, renderer, the
     wire(page, (selector, "CONCEPTS"), (patch, "concepts"))
     wire(page, ("SAeUronTinyCanvas", "MODEL"), (patch, "model"))
     wire(page, (patch, "MODEL"), ("KSampler", "model"))
+    enter(page, loader, "sae_name", "tinycanvas.safetensors")
     assert "object: circle, ring" in page.evaluate(VALUE, [loader, "contents"])
 
-    write(page, "sepai")
+    enter(page, selector, "concepts", "sepai")
     assert "the nearest are sepia" in page.evaluate(VALUE, [selector, "contents"])
     page.keyboard.press("Control+Enter")
     page.get_by_text("concept 'sepai' is not in the table; the nearest are sepia").first.wait_for()
     screenshot(page, f"misspelt.{theme}", renderer)
 
-    write(page, "Sepia style")
+    enter(page, selector, "concepts", "Sepia style")
     assert page.evaluate(VALUE, [selector, "contents"]) == "sepia (style): taken out"
     page.keyboard.press("Control+Enter")
     page.wait_for_function("""() => app.nodeOutputs[app.graph.findNodesByType("SaveImage")[0].id]?.images?.length""")

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -168,6 +170,17 @@ def test_comfy_cli_runs_it(server, load, name, tmp_path):
         subfolder = prefix.rpartition("/")[0]
         shown = [{"filename": file.name, "subfolder": subfolder, "type": "output"} for file in new]
         assert len(new) == len(images) and numpy.array_equal(server.images(shown), images)
+
+
+@pytest.mark.parametrize("name", QUEUED)
+def test_comfy_lint_finds_nothing(server, name):
+    command = shutil.which("comfy-lint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if command is None:
+        pytest.skip("no comfy-lint")
+    workflow = ROOT / "workflows" / "api" / f"{name}.json"
+    asked = [command, "--strict", "--server", server.url, workflow]
+    result = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_a_concept_need_not_be_written_as_the_table_writes_it(server, load):

@@ -115,3 +115,12 @@ def test_of_two_that_want_one_latent_the_surer_gets_it_and_latent_0_is_one():
     scores = {name: table.scores(name).mean(0) for name in kinds}
     assert scores["dog"].argmax() == scores["cat"].argmax() == 0 and scores["cat"][0] > scores["dog"][0]
     assert assign(table) == {"dog": 5, "cat": 0, "sun": 2}
+
+
+def test_another_kind_may_choose_first():
+    table = table_of({name: [5.0, 0, 0, 0, 0, 0] for name in ("cat", "neon")} | {n: [1.0] * 6 for n in ("dog", "ink")})
+    assert assign(table, ["cat", "neon"])["cat"] == 0 and assign(table, ["cat", "neon"], first="style")["neon"] == 0
+
+
+def test_as_many_concepts_as_latents_are_enough():
+    assert sorted(assign_at_random("abcdef", 6, seed=0).values()) == list(range(6))

@@ -75,6 +75,17 @@ def test_what_a_published_checkpoint_is_told_afterwards_is_kept(publish, tmp_pat
     assert again.config["normalize_decoder"] is False
 
 
+def test_our_config_has_every_key_of_saeuron_s(make_sae, tmp_path):
+    sae = make_sae(activation="batch_topk", threshold=0.75)
+    save_sae(sae, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "cfg.json").read_text("utf-8"))
+    assert {name: config[name] for name in SAEURON} == SAEURON | {"num_latents": 64}
+    sae.config = {"multi_topk": True, "normalize_decoder": False}
+    save_sae(sae, tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "cfg.json").read_text("utf-8"))
+    assert config["multi_topk"] is True and config["normalize_decoder"] is False
+
+
 def test_our_own_checkpoint_keeps_everything_it_was_told(make_sae, tmp_path, make_tokens):
     hookpoint = Hookpoint("unet.up_blocks.1.attentions.1", "residual")
     sae = make_sae(activation="batch_topk", threshold=0.75, hookpoint=hookpoint, base_model="tinycanvas")

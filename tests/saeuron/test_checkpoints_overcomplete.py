@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from saeuron import SaeuronError, load_sae
+from saeuron import Hookpoint, SaeuronError, load_sae
 
 CONFIG = {"input_dim": 16, "nb_concepts": 64, "top_k": 4}
 
@@ -57,6 +57,8 @@ def test_no_multiplier_means_unit_rows(publish, tmp_path):
         ),
         ({"nb_concepts": 32}, r"model.pt has encoder.final_block.0.weight of shape \[64, 16\] .* says \[32, 16\]"),
         ({"top_k": None}, "config.json has no usable value for top_k"),
+        ({"top_k": 65}, "config.json does not fit: k is 65"),
+        ({"nb_concepts": None}, "config.json has no usable value for nb_concepts"),
         ({"input_dim": None}, "config.json has no usable value for input_dim"),
     ],
 )
@@ -64,6 +66,18 @@ def test_what_does_not_fit_is_refused_by_file_and_field(publish, tmp_path, optio
     publish(**options)
     with pytest.raises(SaeuronError, match=complaint):
         load_sae(tmp_path)
+
+
+def test_a_folder_named_after_a_hookpoint_says_it_and_half_precision_stays(publish, tmp_path):
+    stored = publish(more={}, drop=())
+    halves = {name: tensor.half() for name, tensor in stored.items()}
+    folder = tmp_path / "unet.mid_block.attentions.0"
+    folder.mkdir()
+    torch.save(halves, folder / "model.pt")
+    (tmp_path / "config.json").rename(folder / "config.json")
+    sae = load_sae(folder)
+    assert sae.hookpoint == Hookpoint("unet.mid_block.attentions.0")
+    assert {parameter.dtype for parameter in sae.parameters()} == {torch.float16}
 
 
 def test_a_whole_pickled_model_is_refused(publish, tmp_path):

@@ -79,6 +79,7 @@ def test_a_hook_name_of_a_language_model_is_none(publish, tmp_path):
         (TOPK | {"normalize_activations": "expected_average_only_in"}, "cfg.json sets normalize_activations"),
         (TOPK | {"reshape_activations": "hook_z"}, "cfg.json sets reshape_activations to 'hook_z'"),
         (TOPK | {"d_sae": None}, "cfg.json has no usable value for d_sae"),
+        (TOPK | {"k": 65}, "cfg.json does not fit: k is 65"),
         (TOPK | {"k": ...}, "cfg.json has no usable value for k"),
         (
             TOPK | {"d_in": 24},

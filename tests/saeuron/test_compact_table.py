@@ -140,3 +140,52 @@ def test_a_file_with_a_table_that_cannot_be_is_refused(make_sae, tmp_path, field
     with pytest.raises(SaeuronError, match=complaint) as refused:
         load_bundle(path)
     assert str(path) in str(refused.value)
+
+
+def part_of(concepts: dict, n_latents: int = 200, scale: float = 1.0, seed: int = 0) -> WholeTable:
+    statistics = ConceptStatistics(concepts, TIMESTEPS, n_latents, "sae", {"d_in": 16})
+    statistics.sums = scale * torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(seed)).pow(4)
+    statistics.counts += 2
+    return WholeTable(statistics)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0], ids=["alike", "of larger activations"])
+@pytest.mark.parametrize("assigned", [None, {"cat": 3, "dog": 4}], ids=["plain", "assigned"])
+def test_a_merged_table_tells_of_each_concept_what_its_own_told(scale, assigned):
+    old = part_of({"cat": "object", "dog": "object"})
+    new = part_of({"dog": "object", "bird": "object", "oil": "style", "ink": "style"}, scale=scale, seed=1)
+    merged = CompactTable.of(old, assigned).merged(CompactTable.of(new, kept=32))
+    assert merged.concepts == {"cat": "object"} | new.concepts
+    for name, own in {"cat": old, "dog": new, "bird": new, "oil": new, "ink": new}.items():
+        got, expected = merged.select(name, 32, -1.0), own.select(name, 32, -1.0)
+        assert torch.equal(got.latents, expected.latents)
+        # Twice rounded to float16: as kept, and in the unit of the larger of both tables.
+        torch.testing.assert_close(got.means, expected.means, rtol=2**-10, atol=2e-7 * scale)
+    if assigned:
+        got, expected = (select_assigned(table, assigned, "cat") for table in (merged, old))
+        assert torch.equal(got.latents, expected.latents)
+        torch.testing.assert_close(got.means, expected.means, rtol=2**-10, atol=2e-7 * scale)
+
+
+def test_a_merged_table_keeps_as_much_as_both_do_and_is_of_one_sae():
+    old, new = part_of({"cat": "object", "dog": "object"}), part_of({"oil": "style", "ink": "style"}, seed=1)
+    for kept in ((64, 8), (8, 64)):
+        merged = CompactTable.of(old, kept=kept[0]).merged(CompactTable.of(new, kept=kept[1]))
+        assert merged.kept == 8 and not merged.has_contrasts
+    with pytest.raises(SaeuronError, match="keeps 8 a concept"):
+        merged.select("cat", 9)
+    with pytest.raises(SaeuronError, match="was made with the SAE"):
+        CompactTable.of(old).merged(CompactTable.of(new_table(fingerprint="other")))
+
+
+def test_a_merged_table_has_the_first_one_s_timesteps():
+    old = part_of({"cat": "object", "dog": "object"})
+    statistics = ConceptStatistics({"oil": "style", "ink": "style"}, [900, 100], 200, "sae", {"d_in": 16})
+    statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(2))
+    statistics.counts += 1
+    new = WholeTable(statistics)
+    merged = CompactTable.of(old).merged(CompactTable.of(new))
+    assert merged.timesteps.tolist() == TIMESTEPS
+    expected, got = new.select("oil", 3), merged.select("oil", 3)
+    nearest = [0, 0, 1]  # 901, 501 and 101 among 900 and 100: 501 is nearer to 900
+    assert torch.equal(got.latents, expected.latents[nearest])

@@ -158,8 +158,10 @@ def test_a_file_that_is_no_table_is_refused_by_name(tmp_path, make_sae, images):
     ]
     for content, description in spoilt:
         write_tensors(path, content, description)
-        with pytest.raises(SaeuronError, match=r"table\.safetensors is not a concept table"):
+        with pytest.raises(SaeuronError, match=r"table\.safetensors is not a concept table") as refused:
             ConceptTable.load(path)
+        if content["sums"].shape != tensors["sums"].shape:
+            assert "its tensors do not have the shape its description gives" in str(refused.value)
 
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(SaeuronError, match=r"table\.safetensors is not a readable"):

@@ -129,3 +129,13 @@ def test_a_table_in_which_nothing_ever_fires_scores_nothing():
     table = WholeTable(statistics)
     assert not table.scores("cat").any() and not table.max_other_mean("cat").any()
     assert table.select("cat", 3).means.tolist() == [[0.0] * 3] * 3
+
+
+def test_the_largest_mean_of_another_concept_is_one_of_its_kind_s():
+    statistics = new_statistics()
+    statistics.sums = torch.rand(statistics.sums.shape, generator=torch.Generator().manual_seed(3))
+    statistics.counts += 1
+    table = WholeTable(statistics)
+    for name, kind in CONCEPTS.items():
+        others = [table.means(other) for other in CONCEPTS if CONCEPTS[other] == kind and other != name]
+        assert torch.equal(table.max_other_mean(name), torch.stack(others).amax(0))

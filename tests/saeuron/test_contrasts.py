@@ -156,3 +156,35 @@ def test_statistics_that_cannot_tell_are_refused_with_the_way_out(world, make_sa
         Contrasts.fit(gathered(sae, draw, [("cat", "oil"), ("dog", "ink"), ("dog", "pen")]), sae)
     with pytest.raises(SaeuronError, match="made with the SAE"):
         Contrasts.fit(gathered(sae, draw, every_pair(1)), make_sae(seed=9))
+
+
+def test_contrasts_that_are_merged_tell_what_each_told(world):
+    """Those of a few more concepts, in fewer latents each."""
+    sae, draw = world
+    old = WholeTable(gathered(sae, draw, every_pair(5))).contrasts(sae)
+    few = {"latents": old.latents[:, :3, :5], "weights": old.weights[:, :3, :5], "offsets": old.offsets[:, :3]}
+    few |= {"changed": old.changed[:, :3, :4], "effects": old.effects[:, :3, :4], "distances": old.distances[:3, :3]}
+    new = dataclasses.replace(old, concepts={"cat": "object", "wood": "style", "clay": "style"}, unit=0.5, **few)
+    merged = old.merged(new)
+    assert list(merged.concepts) == [*list(KINDS)[1:], "cat", "wood", "clay"]
+    assert merged.fingerprint == sae.fingerprint and merged.unit == max(old.unit, 0.5)
+    for name, own in {"dog": old, "pen": old, "cat": new, "wood": new, "clay": new}.items():
+        for got, expected in zip(merged.probe(sae, name), own.probe(sae, name), strict=True):
+            torch.testing.assert_close(got, expected)
+    assert merged.latents.shape[2] == old.latents.shape[2] and merged.changed.shape[2] == old.changed.shape[2]
+    assert merged.distances[0, -1] == torch.inf and torch.equal(merged.distances[-3:, -3:], new.distances)
+
+
+def test_a_file_takes_no_more_than_it_needs_and_gives_all_back(world):
+    sae, draw = world
+    contrasts = WholeTable(gathered(sae, draw, every_pair(5))).contrasts(sae)
+    tensors, about = contrasts.pack()
+    kinds = {name: tensor.dtype for name, tensor in tensors.items()}
+    assert kinds["contrasts.latents"] == kinds["contrasts.changed"] == torch.uint16
+    assert kinds["contrasts.weights"] == kinds["contrasts.effects"] == torch.float16
+    again = Contrasts.unpack(tensors, about, KINDS, contrasts.timesteps, sae)
+    assert (again.unit, again.fingerprint) == (contrasts.unit, sae.fingerprint)
+    for name in ("latents", "changed", "offsets", "distances"):
+        assert torch.equal(getattr(again, name), getattr(contrasts, name)), name
+    with pytest.raises(SaeuronError, match="its contrasts do not have the shape its description gives"):
+        Contrasts.unpack(tensors | {"contrasts.offsets": torch.zeros(1)}, about, KINDS, contrasts.timesteps, sae)

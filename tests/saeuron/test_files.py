@@ -24,6 +24,11 @@ def test_json_and_tensors_come_back_as_they_went(tmp_path, make_tokens):
     assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
+def test_json_is_written_to_be_read_by_people(tmp_path):
+    write_json(tmp_path / "a.json", {"γ": [1]})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n "γ": [\n  1\n ]\n}\n'
+
+
 def test_nothing_but_the_file_is_left_beside_it(tmp_path):
     write_text(tmp_path / "a.txt", "one")
     write_text(tmp_path / "a.txt", "two")
@@ -72,10 +77,13 @@ def test_a_leftover_of_a_killed_run_is_written_over(tmp_path):
     """One of a writer that is gone; another's that is still at work stays."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / f".a.txt.{gone.pid}.abc.tmp").write_text("half", "utf-8")
-    (tmp_path / f".a.txt.{os.getpid()}.abc.tmp").write_text("half", "utf-8")
-    write_text(tmp_path / "a.txt", "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".a.txt.{os.getpid()}.abc.tmp", "a.txt"]
+    for name in ("a", "a.txt", "a.b.txt"):
+        (tmp_path / f".{name}.{gone.pid}.abc.tmp").write_text("half", "utf-8")
+        (tmp_path / f".{name}.{os.getpid()}.abc.tmp").write_text("half", "utf-8")
+        write_text(tmp_path / name, "whole")
+        assert sorted(path.name for path in tmp_path.glob(f".{name}.*")) == [f".{name}.{os.getpid()}.abc.tmp"]
+        for path in tmp_path.glob(".*"):
+            path.unlink()
 
 
 def test_new_files_have_the_permissions_of_any_new_file_and_old_ones_keep_theirs(tmp_path):

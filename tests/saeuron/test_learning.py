@@ -6,6 +6,7 @@ import torch
 from saeuron import ConceptStatistics, SaeuronError, Setting, build_edits
 from saeuron.compact_table import CompactTable
 from saeuron.concept_table import WholeTable
+from saeuron.files import read_tensors, write_tensors
 from saeuron.learning import SCENES, SUBJECTS, WITHOUT, Learner, Lesson
 
 TIMESTEPS = [901, 501, 101]
@@ -128,6 +129,35 @@ def test_what_was_learnt_of_something_else_is_begun_anew(world, make_sae, tmp_pa
     timesteps = TIMESTEPS[:2] if other == "timesteps" else TIMESTEPS
     learner = Learner(sae, lesson, timesteps, "another" if other == "model" else "a model", tmp_path / "kept")
     assert len(learner.waiting) == len(lesson.prompts)
+
+
+def test_a_kind_that_is_not_said_is_learnt():
+    assert Lesson.of("neon").kind == "learnt" and Lesson.of(" neon  sign ", "style").kind == "style"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"done": torch.zeros(3, dtype=torch.bool)}, "its list of finished prompts is broken"),
+        ({"done": None}, "its list of finished prompts is broken"),
+        ({"middles": torch.zeros(1)}, "its mean tokens are broken"),
+        ({"sums": None}, "sums"),
+    ],
+)
+def test_a_lesson_that_is_broken_is_refused_by_name(world, tmp_path, change, says):
+    path = tmp_path / "kept"
+    learnt(world, path, only=2)
+    tensors, metadata = read_tensors(path)
+    spoilt = {name: own for name, own in (tensors | change).items() if own is not None}
+    write_tensors(path, spoilt, metadata)
+    with pytest.raises(SaeuronError, match=r"kept is not readable: .*; delete it to begin anew") as refused:
+        Learner(world[0], LESSON, TIMESTEPS, "a model", path)
+    assert says in str(refused.value)
+
+
+def test_a_file_that_is_no_lesson_is_not_continued(world, tmp_path):
+    write_tensors(tmp_path / "kept", {"a": torch.zeros(1)})
+    assert len(Learner(world[0], LESSON, TIMESTEPS, "a model", tmp_path / "kept").waiting) == len(LESSON.prompts)
 
 
 def test_a_prompt_that_was_not_seen_at_every_timestep_is_refused(world):

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 import saeuron.recording
 from saeuron import Hookpoint, Recording, RecordingWriter, SaeuronError
-from saeuron.recording import Tokens, bytes_per_token
+from saeuron.recording import Tokens, bytes_per_token, settings_digest
 
 HOOKPOINT = Hookpoint("unet.up_blocks.1.attentions.1")
 PROMPTS = [{"prompt": "a cat", "object": "cat"}, {"prompt": "a dog", "object": "dog"}]
@@ -140,6 +141,30 @@ def test_a_batch_mixes_shards_and_keeps_its_rows_together(tmp_path):
     assert len((batch.position[:10] // 10).unique()) > 1
     assert torch.equal(batch.activations[:, 0].float() * 8, batch.position.float())
     assert torch.equal(batch.timestep, 901 - batch.position)
+
+
+def test_maps_stay_together_only_where_that_is_asked_for(tmp_path):
+    def in_runs(batch):
+        maps = list(zip(batch.prompt.tolist(), batch.timestep.tolist(), strict=True))
+        return len(list(itertools.groupby(maps))) == len(set(maps))
+
+    writer = open_writer(tmp_path)
+    number = torch.arange(40)
+    writer.write(0, Tokens(torch.zeros(40, 3), number % 2, number // 10, number), seed=0)
+    (apart,), (together,) = (Recording(tmp_path).batches(40, 0, 0, by_map=by_map) for by_map in (False, True))
+    assert in_runs(together) and not in_runs(apart)
+    (default,) = Recording(tmp_path).batches(40, 0, 0)
+    assert torch.equal(default.position, apart.position)
+    assert sorted(together.position.tolist()) == sorted(apart.position.tolist()) == number.tolist()
+
+
+def test_settings_are_the_same_in_whatever_order_they_are_said():
+    one, other = {"model": "a", "steps": 5}, {"steps": 5, "model": "a"}
+    assert settings_digest(one, HOOKPOINT, 3) == settings_digest(other, HOOKPOINT, 3)
+    changed = [settings_digest(one | {"steps": 6}, HOOKPOINT, 3), settings_digest(one, HOOKPOINT, 4)]
+    changed.append(settings_digest(one, Hookpoint(HOOKPOINT.name, "residual"), 3))
+    assert len({settings_digest(one, HOOKPOINT, 3), *changed}) == 4
+    assert settings_digest(one | {"images": 7, "batch": 2}, HOOKPOINT, 3) == settings_digest(one, HOOKPOINT, 3)
 
 
 def test_only_the_named_shards_are_read(tmp_path):
@@ -292,3 +317,13 @@ def test_a_shard_with_what_is_no_number_is_named(tmp_path):
     open_writer(tmp_path).write(0, broken, seed=0)
     with pytest.raises(SaeuronError, match=r"shard-00000\.safetensors holds numbers in activations"):
         Recording(tmp_path).read("shard-00000.safetensors")
+
+
+def test_a_recording_that_grows_says_how_many_images_it_had(tmp_path):
+    record(tmp_path)
+    more = [*PROMPTS, {"prompt": "a bird", "object": "bird"}]
+    writer = open_writer(tmp_path, prompts=more)
+    assert writer.planned(3) == [2, 3] and not Recording(tmp_path).complete
+    assert Recording(tmp_path).prompts == more
+    writer = open_writer(tmp_path, prompts=[*more, more[0]])
+    assert writer.planned(4) == [2, 3, 4]

@@ -167,6 +167,23 @@ def test_a_setting_that_cannot_be_is_refused(values):
         Setting.parse(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"per_timestep": "false"}, "per_timestep is 'false' and has to be true or false"),
+        ({"latents": 1.5}, "latents is 1.5 and has to be a whole number"),
+        ({"strength": None}, "strength is None and has to be a finite number"),
+        ({"presence": "high"}, "presence is 'high' and has to be a finite number"),
+        ({"edit": "melt"}, "edit 'melt' is unknown; it is one of"),
+        ({"latent": 1}, "'latent' is no part of a setting; the nearest are latents"),
+    ],
+)
+def test_what_cannot_be_in_a_setting_is_named_with_what_can(values, says):
+    with pytest.raises(SaeuronError) as refused:
+        Setting.parse(values)
+    assert str(refused.value).startswith(says)
+
+
 def test_a_setting_comes_back_from_its_own_values():
     setting = Setting(4, -2.5, False, "replace", "assigned", "norm", True, "assigned", 0.25)
     assert Setting.parse(json.loads(json.dumps(setting.values()))) == setting

@@ -44,6 +44,7 @@ def test_what_changes_nothing_hands_back_the_very_tokens(make_sae, make_tokens):
     assert Steer(sae, [3])(tokens, 501) is tokens
     assert Steer(sae, [], add=3.0)(tokens, 501) is tokens
     assert Steer(sae, [3], add=1.0)(tokens, 501, torch.zeros(1, 5)) is tokens
+    assert not torch.equal(Steer(sae, [3], add=1.0)(tokens, 501), tokens)
 
 
 def test_a_mask_shares_out_the_change(make_sae, make_tokens):
@@ -71,7 +72,8 @@ def test_latents_may_be_a_tensor(make_sae, make_tokens):
 
 
 @pytest.mark.parametrize(
-    ("latents", "complaint"), [([64], "64 is none"), ([-1], "-1 is none"), ([3, 3], "given twice")]
+    ("latents", "complaint"),
+    [([64], "0 to 63, and 64 is none"), ([-1], "0 to 63, and -1 is none"), ([3, 3], "given twice")],
 )
 def test_latents_that_are_not_there_or_come_twice_are_refused(make_sae, latents, complaint):
     with pytest.raises(SaeuronError, match=complaint):

@@ -103,11 +103,13 @@ def generate(
 
 
 _texts: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+KEPT = 256
+"""Texts that are remembered: a prompt file may have any number, and each takes a quarter of a megabyte."""
 
 
 @torch.no_grad()
 def text_embeddings(pipeline: DiffusionPipeline, prompts: Sequence[str], bf16: bool = False) -> torch.Tensor:
-    """What a UNet of SD 1 or 2 is told ``[B, length, d_text]``; a text is encoded once as long as its encoder lives."""
+    """What a UNet of SD 1 or 2 is told ``[B, length, d_text]``; the last `KEPT` texts are not encoded again."""
     encoder = pipeline.text_encoder
     known = _texts.setdefault(encoder, {})
     new = list(dict.fromkeys(text for text in prompts if (text, bf16) not in known))
@@ -115,8 +117,14 @@ def text_embeddings(pipeline: DiffusionPipeline, prompts: Sequence[str], bf16: b
         part = new[start : start + 32]
         with torch.autocast(encoder.device.type, torch.bfloat16, enabled=bf16):
             found = pipeline.encode_prompt(part, encoder.device, 1, False)[0]
-        known.update({(text, bf16): own.cpu() for text, own in zip(part, found, strict=True)})
-    return torch.stack([known[text, bf16] for text in prompts]).to(encoder.device)
+        # Copies, or each would keep the whole part.
+        known.update({(text, bf16): own.to("cpu", copy=True) for text, own in zip(part, found, strict=True)})
+    asked = [(text, bf16) for text in prompts]
+    known.update({key: known.pop(key) for key in dict.fromkeys(asked)})  # the latest stand last
+    embeddings = torch.stack([known[key] for key in asked]).to(encoder.device)
+    for key in list(known)[:-KEPT]:
+        del known[key]
+    return embeddings
 
 
 def draw_all(

@@ -39,6 +39,8 @@ from .supervise import Supervision, read_targets, report, supervised_losses
 from .trainer import Normalisation, TrainingAutoencoder, descend
 
 ACTIVATIONS = ("batch_topk", "topk", "sigmoid_topk")
+USELESS = 0.9
+"""The fraction of variance unexplained above which an SAE is no use; the mean alone gives 1."""
 PIECES = ("sae.safetensors", "cfg.json", "metrics.json", checkpoint.NAME, "tensorboard")
 
 
@@ -173,6 +175,9 @@ def _finish(
     """Measure the SAE and write all that there is to say of it."""
     unseen = source.held_out()
     metrics = measure(sae, unseen)
+    if metrics["fvu"] > USELESS:
+        explained = f"⚠ the SAE explains {max(0, 1 - metrics['fvu']):.0%} of what it reads"
+        console.print(f"{explained}: give it more --steps or tokens, a larger --k, or a smaller --lr", soft_wrap=True)
     notes = {"recording": source.digest, "seed": config.seed, "steps": steps, "identity": identity}
     if sae.activation == "sigmoid_topk":
         notes["normalize_decoder"] = False

@@ -7,7 +7,7 @@ import { loaderOf, nodeOf, widget } from "./graph.js";
 const PLACEHOLDERS = {
   SAeUronLoader: "What the file holds.",
   SAeUronConceptSelector: "How the concepts are understood.",
-  SAeUronAblatePatch: "After a run: in how many pictures each concept was found.",
+  SAeUronAblatePatch: "After a run: what was found.",
   SAeUronLearnConcept: "After a run: how well it is learnt.",
   SAeUronActivationRecorder: "After a run: how much the folder holds.",
   SAeUronSaveSae: "After a run: what was written.",
@@ -118,7 +118,8 @@ app.registerExtension({
     const onExecuted = node.onExecuted;
     node.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);
-      if (message.text) tell(node, message.text.join("\n"));
+      const said = message.told?.flat() ?? message.text;
+      if (said) tell(node, said.join("\n"));
     };
   },
 });

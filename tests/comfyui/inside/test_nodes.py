@@ -102,6 +102,19 @@ def test_tinycanvas_gives_a_latent_of_its_size(pack, tinycanvas):
     assert latent["samples"].shape == (3, 12, 16, 16)
 
 
+@pytest.mark.parametrize(("side", "warned"), [(16, False), (256, True)])
+def test_tinycanvas_warns_where_it_is_asked_for_more_than_it_draws(pack, monkeypatch, side, warned):
+    """512 pixels are 256 places of its latents; nothing is sampled to know."""
+    said = []
+    monkeypatch.setattr(pack("tinycanvas"), "tell", lambda _, text, warn: said.append((text, warn)))
+    model = pack("tinycanvas").TinyCanvas.execute(1, 8).args[0]
+    (wrapper,) = model.get_wrappers("outer_sample", "saeuron_size")
+    noise = torch.zeros(1, 12, side, side)
+    assert wrapper(lambda given: given, noise) is noise
+    sentence = "⚠ TinyCanvas is asked for 512 × 512 and draws 32 × 32: connect its own LATENT to the sampler"
+    assert said == ([(sentence, True)] if warned else [])
+
+
 def finder_of(pack, model):
     return next(p.observer for p in model.get_attachment(pack("host.memory").KEY) if p.observer is not None)
 

@@ -1,5 +1,7 @@
 """Edited pictures are drawn from where they part from the unedited ones, and are those drawn from the beginning."""
 
+import sys
+
 import pytest
 import torch
 
@@ -77,3 +79,17 @@ def test_a_text_is_encoded_once(pipeline):
     assert torch.equal(text_embeddings(pipeline, texts[::-1]), text_embeddings(pipeline, texts).flip(0))
     handle.remove()
     assert count[0] == before
+
+
+def test_of_many_texts_the_last_are_remembered_and_none_is_confused_with_another(pipeline, monkeypatch):
+    sampling = sys.modules[text_embeddings.__module__]
+    monkeypatch.setattr(sampling, "KEPT", 4)
+    texts = [f"An image of star number {number}." for number in range(10)]
+    together = text_embeddings(pipeline, texts)
+    assert [text for text, _ in sampling._texts[pipeline.text_encoder]] == texts[-4:]
+    again = torch.cat([text_embeddings(pipeline, [text]) for text in (texts[9], texts[6], texts[0])])
+    # Encoded alone a text is rounded otherwise than among others.
+    torch.testing.assert_close(again, together[[9, 6, 0]], rtol=1e-4, atol=1e-5)
+    kept = sampling._texts[pipeline.text_encoder]
+    assert [text for text, _ in kept] == [texts[8], texts[9], texts[6], texts[0]], "those that were asked for last"
+    assert all(own.untyped_storage().nbytes() == own.nbytes for own in kept.values()), "each alone in memory"

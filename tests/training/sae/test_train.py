@@ -72,6 +72,13 @@ def test_an_sae_of_sparse_tokens_explains_nearly_all_of_them(recipe, activation)
     assert (again.k, again.activation, again.n_latents) == (4, activation, 64)
 
 
+@pytest.mark.parametrize(("lr", "useless"), [(1e-2, False), (10.0, True)])
+def test_an_sae_that_explains_nothing_is_told_to_be_no_use(recipe, lr, useless, capsys):
+    explained = 1 - train(recipe(lr=lr)).metrics["fvu"]
+    assert (explained < 0.1) == useless
+    assert (f"⚠ the SAE explains {max(0, explained):.0%} of what it reads" in capsys.readouterr().err) == useless
+
+
 def test_decoder_rows_keep_unit_length(recipe):
     sae = train(recipe())
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64), rtol=0, atol=1e-6)  # float32 rounding
