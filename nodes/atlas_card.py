@@ -37,8 +37,7 @@ class AtlasCard(io.ComfyNode):
     def validate_inputs(cls, latents: str | None) -> bool | str:
         number = workflow.number(cls)
         loader = workflow.linked(number, "sae", "SAeUronLoader") or {}
-        found = workflow.told(check_atlas, loader.get("sae_name"))
-        return workflow.told(check_latents, latents, number) if found is True else found
+        return workflow.first_told((check_atlas, loader.get("sae_name")), (check_latents, latents, number))
 
     @classmethod
     def execute(cls, sae: LoadedSae, latents: str) -> io.NodeOutput:

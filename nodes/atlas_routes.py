@@ -105,9 +105,8 @@ def crop(given: dict) -> bytes:
     heat = atlas.strongest.heat[number, rank].float().view(atlas.grid) / 255
     image = atlas.picture(picture)
     strengths = atlas.strongest.strengths[number]
-    light = (
-        float(strengths[rank] / strengths[0].clamp_min(1e-9)) ** 0.5
-    )  # weaker pictures stay darker than the strongest
+    # Weaker pictures stay darker than the strongest.
+    light = float(strengths[rank] / strengths[0].clamp_min(1e-9)) ** 0.5
     shown = heat * 0 + 1 if given.get("heat") == "0" else heat * light
     return encoded(sheets.heated(image, shown, side, sheets.window(heat, image.size) if given.get("close") else None))
 

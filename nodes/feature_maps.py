@@ -100,8 +100,7 @@ class FeatureProbe(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
         number = workflow.number(cls)
-        fits = workflow.told(check_place, latents, number)
-        return workflow.told(check_watched, latents, number) if fits is True else fits
+        return workflow.first_told((check_place, latents, number), (check_watched, latents, number))
 
     @classmethod
     def execute(

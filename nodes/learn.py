@@ -95,9 +95,9 @@ class LearnConcept(io.ComfyNode):
     def validate_inputs(cls, name: str | None) -> bool | str:
         # ComfyUI repeats the sentence for every input that is asked for here, so the others are asked of the workflow.
         number = workflow.number(cls)
-        checked = workflow.told(check, name, workflow.inputs(number))
-        checked = workflow.told(check_unpatched, name, number) if checked is True else checked
-        return workflow.told(check_place, name, number) if checked is True else checked
+        return workflow.first_told(
+            (check, name, workflow.inputs(number)), (check_unpatched, name, number), (check_place, name, number)
+        )
 
     @classmethod
     def execute(

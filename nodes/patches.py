@@ -33,10 +33,10 @@ WHOLE_MAP = ("redirect", "shift")
 
 def _where() -> list[io.Input]:
     """The inputs that both patches share: when, on which conditioning, and where in the picture."""
-    percent = {"min": 0.0, "max": 1.0, "step": 0.01, "display_mode": io.NumberDisplay.slider, "extra_dict": ADVANCED}
+    percent, slider = (0.0, 1.0, 0.01), {"display_mode": io.NumberDisplay.slider, "extra_dict": ADVANCED}
     return [
-        io.Float.Input("start_percent", default=0.0, tooltip="Where in the sampling the edit begins.", **percent),
-        io.Float.Input("end_percent", default=1.0, tooltip="Where in the sampling the edit ends.", **percent),
+        bounded("start_percent", 0.0, percent, tooltip="Where in the sampling the edit begins.", **slider),
+        bounded("end_percent", 1.0, percent, tooltip="Where in the sampling the edit ends.", **slider),
         io.Combo.Input(
             "applies_to",
             options=list(APPLIES_TO),
@@ -94,8 +94,7 @@ class FeatureAblatePatch(io.ComfyNode):
     def validate_inputs(cls, strength: float | None) -> bool | str:
         # What asks for an input checks its range itself, and workflows of before 0.2 may hold any up to 10.
         number = workflow.number(cls)
-        same = workflow.told(check_same_sae, number)
-        return workflow.told(check_place, strength if strength is not None else 1.0, number) if same is True else same
+        return workflow.first_told((check_same_sae, number), (check_place, True, number))
 
     @classmethod
     def execute(
@@ -188,8 +187,8 @@ class FeatureSteerPatch(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, latents: str | None) -> bool | str:
-        fits = workflow.told(check_place, latents, workflow.number(cls))
-        return workflow.told(check_steering, latents, workflow.number(cls)) if fits is True else fits
+        number = workflow.number(cls)
+        return workflow.first_told((check_place, latents, number), (check_steering, latents, number))
 
     @classmethod
     def execute(

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import comfy.model_detection
@@ -72,6 +72,7 @@ def blocks_of(node_id: str | None) -> dict[str, int] | None:
     return None
 
 
+@cache
 def _tinycanvas() -> dict[str, int]:
     end = ".norm.weight"
     shapes = _shapes(TINYCANVAS)

@@ -92,6 +92,11 @@ def told(check: Callable[..., object], value: object, *more: object) -> bool | s
     return True
 
 
+def first_told(*checks: tuple) -> bool | str:
+    """What `told` says of the first of ``checks``, each given as its arguments, that does not hold; True if all do."""
+    return next((said for check in checks if (said := told(*check)) is not True), True)
+
+
 def sentence(error: SaeuronError) -> str:
     """What an error says, short enough for a toast, and of files their names alone."""
     text = str(error)

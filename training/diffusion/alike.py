@@ -16,7 +16,7 @@ from saeuron import Hookpoint
 from ..common.progress import track
 from .denoiser import reads_one_text
 from .hook import Edit, Tap, editing, hooked
-from .sampling import Sampling, text_embeddings
+from .sampling import Sampling, guided_texts
 
 Edits = Mapping[Hookpoint, Sequence[Edit]]
 MEMORY = 2 * 10**9
@@ -124,8 +124,7 @@ def denoise(pipeline, prompts: Sequence[str], sampling: Sampling, entering, taps
     pipeline._guidance_scale = sampling.guidance  # what hooks ask the pipeline for
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(sampling.steps, device=device)
-    text = text_embeddings(pipeline, prompts, sampling.bf16)
-    nothing = text_embeddings(pipeline, [sampling.negative_prompt], sampling.bf16) if guided else None
+    text, nothing = guided_texts(pipeline, prompts, sampling)
     latents = None
     with hooked(pipeline, taps, sampling.mask), torch.autocast(device.type, torch.bfloat16, enabled=sampling.bf16):
         for step, timestep in enumerate(scheduler.timesteps):
@@ -136,7 +135,7 @@ def denoise(pipeline, prompts: Sequence[str], sampling: Sampling, entering, taps
             if kept is not None:
                 kept.append(latents.cpu())
             own = text[: len(latents)]
-            given = torch.cat([nothing.expand_as(own), own]) if guided else own
+            given = torch.cat([nothing[: len(own)], own]) if guided else own
             noise = torch.cat([latents] * 2) if guided else latents
             noise = pipeline.unet(noise, timestep, encoder_hidden_states=given, return_dict=False)[0]
             if guided:

@@ -72,17 +72,13 @@ def generate(
     are paired by seed.
     """
     device, sampling = denoiser(pipeline).device, replace(sampling or Sampling(), **how)
-    encoded = isinstance(prompts, torch.Tensor)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = {"height": sampling.height, "width": sampling.width}
     if sampling.init_image is not None:
         pipeline = from_image(pipeline)
         options = {"image": sampling.init_image.expand(len(seeds), -1, -1, -1), "strength": sampling.denoise}
     if reads_one_text(pipeline):
-        guided, bf16 = sampling.guidance > 1, sampling.bf16
-        options["prompt_embeds"] = prompts if encoded else text_embeddings(pipeline, prompts, bf16)
-        nothing = text_embeddings(pipeline, [sampling.negative_prompt], bf16) if guided else None
-        options["negative_prompt_embeds"] = nothing.expand(len(seeds), -1, -1) if guided else None
+        options["prompt_embeds"], options["negative_prompt_embeds"] = guided_texts(pipeline, prompts, sampling)
         options["guidance_scale"] = sampling.guidance
     else:
         options["prompt"] = list(prompts)
@@ -100,6 +96,16 @@ def generate(
             **options,
         ).images
     return images.float().cpu()
+
+
+def guided_texts(
+    pipeline: DiffusionPipeline, prompts: Sequence[str] | torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``prompts`` and as many negative ones ``[B, length, d_text]``; None for these where nothing is guided."""
+    given = prompts if isinstance(prompts, torch.Tensor) else text_embeddings(pipeline, prompts, sampling.bf16)
+    if sampling.guidance <= 1:
+        return given, None
+    return given, text_embeddings(pipeline, [sampling.negative_prompt], sampling.bf16).expand(len(given), -1, -1)
 
 
 _texts: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
